@@ -1,0 +1,64 @@
+"""The demo's first stage: a small KL-f4 autoencoder, trained on the training patches of the shipped
+slide.
+
+python -m ssl_diffusion.prepare --config=configs/demo_autoencoder.py
+python -m ssl_diffusion.train --config=configs/demo_autoencoder.py --workdir=runs/demo_autoencoder
+cp -r runs/demo_autoencoder/model/. ssl_diffusion/demo/autoencoder/
+"""
+
+from ml_collections import ConfigDict
+
+from ssl_diffusion import demo
+
+
+def get_config() -> ConfigDict:
+    """Autoencoder f4, 4 channels, 64 px patches."""
+    config = ConfigDict()
+    config.name = "configs/demo_autoencoder.py"
+    config.task = "autoencoder"
+    config.seed = 0
+    config.steps = 1100
+    config.batch_size = 16
+    config.log_every = 20
+    config.checkpoint_every = 400
+    config.keep_checkpoints = 2
+    config.sample_every = 400
+
+    config.data = ConfigDict(
+        {
+            "dir": "data/demo_patches",
+            "images": demo.SLIDE,
+            "split": demo.SPLIT,
+            "patch_px": 64,
+            "mpp": 0.5,
+            "stride_px": 16,
+            "min_saturation": 0.12,
+            "encoder": "",
+            "autoencoder": "",
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "architecture": {
+                "base_channels": 32,
+                "channel_multipliers": (1, 1, 2),
+                "blocks_per_level": 1,
+                "latent_channels": 6,
+                # Large images are decoded in tiles: without attention over all positions a tile's
+                # inside depends on little outside it.
+                "middle_attention": False,
+            },
+            "kl_weight": 1e-4,
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "learning_rate": 1e-3,
+            "warmup_steps": 100,
+            "weight_decay": 1e-4,
+            "b2": 0.99,
+            "clip_norm": 1.0,
+            "ema_decay": 0.998,
+        }
+    )
+    return config

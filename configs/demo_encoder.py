@@ -1,0 +1,78 @@
+"""The demo's SSL encoder: a small ViT, trained by SimCLR on the training patches of the shipped
+slide.
+
+python -m ssl_diffusion.prepare --config=configs/demo_encoder.py
+python -m ssl_diffusion.train --config=configs/demo_encoder.py --workdir=runs/demo_encoder
+cp -r runs/demo_encoder/model/. ssl_diffusion/demo/encoder/
+"""
+
+from ml_collections import ConfigDict
+
+from ssl_diffusion import demo
+
+
+def get_config() -> ConfigDict:
+    """ViT of width 192 with a convolutional stem, 64 px patches."""
+    config = ConfigDict()
+    config.name = "configs/demo_encoder.py"
+    config.task = "encoder"
+    config.seed = 0
+    config.steps = 700
+    config.batch_size = 128
+    config.log_every = 10
+    config.checkpoint_every = 200
+    config.keep_checkpoints = 2
+    config.sample_every = 100_000  # there is nothing to picture
+
+    config.data = ConfigDict(
+        {
+            "dir": "data/demo_patches",
+            "images": demo.SLIDE,
+            "split": demo.SPLIT,
+            "patch_px": 64,
+            "mpp": 0.5,
+            "stride_px": 16,
+            "min_saturation": 0.12,
+            "encoder": "",
+            "autoencoder": "",
+        }
+    )
+    # What the report judges an encoder by: fixed, whatever it is trained with.
+    judged_by = {
+        "crop": 0.5,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.4,
+        "hue": 0.1,
+        "blur_px": 1.0,
+    }
+    config.model = ConfigDict(
+        {
+            "architecture": {
+                "image_size": 64,
+                "patch_size": 16,
+                "width": 192,
+                "depth": 4,
+                "heads": 3,
+                "stem": "conv",
+                "pooling": "mean",
+            },
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "projector": {"hidden": 384, "width": 128},
+            "temperature": 0.1,
+            "augmentation": dict(judged_by),
+            "judged_by": judged_by,
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "learning_rate": 1e-3,
+            "warmup_steps": 100,
+            "weight_decay": 0.05,
+            "b2": 0.98,
+            "clip_norm": 1.0,
+            "ema_decay": 0.998,
+        }
+    )
+    return config

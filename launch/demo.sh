@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# The main job on the slide that ships with the project, from nothing to OUT/report.html, on a CPU.
+#
+#   bash launch/demo.sh [OUT] [--config=configs/demo.py[:dit]] [--quick]
+#
+# OUT is `out` by default. Run again, it goes on where it stopped or reuses what is there. --quick shortens
+# training and sampling to see that everything works; its numbers mean nothing.
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+OUT=out
+CONFIG=configs/demo.py
+QUICK=
+REGION=768,2048,768,256 # held out: no training patch touches it
+for argument in "$@"; do
+  case "$argument" in
+    --config=*) CONFIG="${argument#--config=}" ;;
+    --quick) QUICK=1 ;;
+    -*) echo "error: unknown option $argument; see the head of launch/demo.sh" >&2; exit 2 ;;
+    *) OUT="$argument" ;;
+  esac
+done
+mkdir -p "$OUT"
+OUT="$(cd "$OUT" && pwd)"
+cd "$ROOT"
+TRAIN=() SAMPLE=() GENERATE=()
+if [ -n "$QUICK" ]; then
+  TRAIN=(--config.steps=30 --config.checkpoint_every=15 --config.sample_every=30 --config.log_every=5 --config.sampling.steps=4)
+fi
+
+# Seconds per phase; a phase that was done before keeps the time it took then.
+phase() {
+  local name="$1" began="$SECONDS"
+  shift
+  echo "== $name" >&2
+  "$@"
+  local took=$((SECONDS - began))
+  [ -e "$OUT/.seconds.$name" ] || echo "$took" >"$OUT/.seconds.$name"
+}
+command_of() { "$PYTHON" -m "ssl_diffusion.$1" "${@:2}"; }
+unless() { # unless FILE COMMAND...: runs the command if the file is not there yet
+  [ -e "$1" ] || "${@:2}"
+}
+timings() {
+  local name value line=""
+  for name in install prepare train sample stitch; do
+    value="$(cat "$OUT/.seconds.$name")"
+    line="$line\"$name\": $value, "
+  done
+  printf '{%s}\n' "${line%, }" >"$OUT/timings.json"
+}
+
+phase install make_environment
+phase prepare command_of prepare --config="$CONFIG" --output="$OUT/records"
+phase train command_of train --config="$CONFIG" --workdir="$OUT/train" --config.data.dir="$OUT/records" "${TRAIN[@]}"
+phase sample unless "$OUT/samples/samples.json" \
+  command_of sample --model="$OUT/train/model" --records="$OUT/records" --output="$OUT/samples" "${SAMPLE[@]}"
+phase stitch unless "$OUT/stitched.json" \
+  command_of generate --model="$OUT/train/model" --reference=demo:cmu_small_region.svs --region="$REGION" \
+  --output="$OUT/stitched.png" "${GENERATE[@]}"
+timings
+command_of evaluate --model="$OUT/train/model" --records="$OUT/records" --train="$OUT/train" \
+  --samples="$OUT/samples" --stitched="$OUT/stitched.png" --timings="$OUT/timings.json" --output="$OUT"
+echo "report: $OUT/report.html"

@@ -1,0 +1,25 @@
+# shellcheck shell=bash
+# Sourced by demo.sh and test.sh: makes .venv beside the README once, and installs the project into it.
+# Sets PYTHON to its interpreter. EXTRAS may name optional dependencies, e.g. "[test]".
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+PYTHON="$ROOT/.venv/bin/python"
+
+make_environment() {
+  local stamp="$ROOT/.venv/installed${EXTRAS:-}"
+  if [ -e "$stamp" ] && ! [ "$ROOT/requirements.txt" -nt "$stamp" ] && ! [ "$ROOT/pyproject.toml" -nt "$stamp" ]; then
+    return
+  fi
+  local base
+  base="$(command -v python3.12 || command -v python3.11 || command -v python3)" || {
+    echo "error: no python3 found; install Python 3.11 or 3.12" >&2
+    exit 2
+  }
+  "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "error: $("$base" --version) found, Python 3.11 or newer expected" >&2
+    exit 2
+  }
+  [ -x "$PYTHON" ] || "$base" -m venv "$ROOT/.venv"
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check --editable "$ROOT${EXTRAS:-}"
+  touch "$stamp"
+}

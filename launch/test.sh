@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Makes .venv if need be and runs the tests: bash launch/test.sh [--all] [pytest arguments]
+# --all also runs the tests that take minutes.
+set -euo pipefail
+export EXTRAS="[test]"
+# shellcheck source=launch/environment.sh
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+make_environment
+cd "$ROOT"
+if [ "${1:-}" = --all ]; then
+  set -- -m "" "${@:2}"
+fi
+JAX_PLATFORMS=cpu exec "$PYTHON" -m pytest -q "$@"

@@ -1,0 +1,50 @@
+"""How every command starts: flags in, one clear line and exit code 2 when the input is unusable."""
+
+import errno
+import logging
+import sys
+from collections.abc import Callable
+
+from absl import flags
+
+from ssl_diffusion.errors import InputError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def run(main: Callable[[], None], flag_values: flags.FlagValues) -> None:
+    """Parses a command's own flags, runs `main` and exits: 0 when it worked, 2 on unusable input.
+
+    Every command has its own `flag_values`, so that several can be imported side by side. A disk
+    that is full is unusable input too: what had been saved before stays as it was.
+    """
+    if "--help" in sys.argv:
+        print(sys.modules["__main__"].__doc__, flag_values.get_help(), sep="\n")
+        return
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        rest = flag_values(sys.argv)
+        flags.FLAGS.mark_as_parsed()  # Grain's worker processes read its global flags
+        if len(rest) > 1:
+            raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+        main()
+    except (InputError, flags.Error) as error:
+        _fail(str(error))
+    except FileNotFoundError as error:
+        if not str(error.filename or error).endswith(".py"):
+            raise
+        _fail(f"no such config: {error.filename or error}; configs/ holds the shipped ones")
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        _fail(
+            f"no space left on the disk while writing {error.filename or 'a file'}; "
+            "free some and run the same command again: what was saved before is intact"
+        )
+
+
+def _fail(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""Slides and images -> patches -> records (TFDS, ArrayRecord) -> Grain batches."""

@@ -1,0 +1,38 @@
+"""Cutting an image into tissue patches, one strip of rows in memory at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssl_diffusion.data.slides import Picture
+
+
+@dataclass(frozen=True)
+class Patch:
+    """`pixels` uint8 [patch, patch, 3]; (x, y) its corner in the pixels of the picture it was cut
+    from."""
+
+    pixels: np.ndarray
+    x: int
+    y: int
+
+
+def is_tissue(pixels: np.ndarray, min_saturation: float) -> bool:
+    """Whether the mean HSV saturation of uint8 pixels [h, w, 3] exceeds `min_saturation` (0 to
+    1)."""
+    high = pixels.max(-1).astype(np.float32)
+    low = pixels.min(-1).astype(np.float32)
+    return float(np.mean((high - low) / np.maximum(high, 1))) > min_saturation
+
+
+def tissue_patches(
+    image: Picture, patch_px: int, stride_px: int, min_saturation: float
+) -> Iterator[Patch]:
+    """All tissue patches on the regular grid of `stride_px`, row by row."""
+    for y in range(0, image.height - patch_px + 1, stride_px):
+        strip = image.read(0, y, image.width, patch_px)
+        for x in range(0, image.width - patch_px + 1, stride_px):
+            pixels = strip[:, x : x + patch_px]
+            if is_tissue(pixels, min_saturation):
+                yield Patch(pixels, x, y)

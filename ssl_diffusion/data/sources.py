@@ -1,0 +1,81 @@
+"""From a config's `data` section to a stream of (split, image, patch)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ssl_diffusion import demo
+from ssl_diffusion.data.patches import Patch, tissue_patches
+from ssl_diffusion.data.slides import Picture, open_image
+from ssl_diffusion.data.split import Split, read_split
+from ssl_diffusion.errors import InputError
+
+IMAGE_SUFFIXES = (
+    ".svs",
+    ".tif",
+    ".tiff",
+    ".ndpi",
+    ".mrxs",
+    ".scn",
+    ".bif",
+    ".png",
+    ".jpg",
+    ".jpeg",
+)
+
+
+def find_images(data: ConfigDict) -> list[str]:
+    """The image files of `data.images` (one file, or a folder searched recursively), sorted.
+
+    Raises InputError with `data.instructions` (how to get the data set) when there is nothing.
+    """
+    root = demo.resolve(data.images)
+    if root.is_file():
+        return [data.images]
+    found = [path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not found:
+        raise InputError(f"no images in {data.images}. {data.instructions}")
+    return sorted(str(path) for path in found)
+
+
+def split_patches(path: str, data: ConfigDict) -> Iterator[tuple[str, Picture, Patch]]:
+    """The tissue patches of one image at `data.mpp`, each with its split.
+
+    With a split file, training patches keep clear of every held-out block, and "test" patches tile
+    the blocks without overlap. Without one, the folder below `data.images` names the split (train,
+    val, test).
+    """
+    image = open_image(path).at(data.mpp, data.get("source_mpp"))
+    if data.split:
+        yield from _by_blocks(path, image, data, read_split(data.split))
+        return
+    folder = Path(path).relative_to(data.images).parts[0]
+    if folder not in ("train", "val", "test"):
+        raise InputError(
+            f"{path} lies in {folder}/, expected train/, val/ or test/ below {data.images}"
+        )
+    stride = data.stride_px if folder == "train" else data.patch_px
+    for patch in tissue_patches(image, data.patch_px, stride, data.min_saturation):
+        yield folder, image, patch
+
+
+def _by_blocks(
+    path: str, image: Picture, data: ConfigDict, split: Split
+) -> Iterator[tuple[str, Picture, Patch]]:
+    size = data.patch_px
+    if image.mpp != open_image(path).mpp or data.patch_px % data.stride_px or split.block_px % size:
+        raise InputError(
+            f"a split file counts in level-0 pixels: it needs images at {data.mpp} µm per pixel, a "
+            f"stride that divides the patch and patches that divide {split.block_px} px"
+        )
+    for patch in tissue_patches(image, size, data.stride_px, data.min_saturation):
+        if not split.touches_held_out(path, patch.x, patch.y, size):
+            yield "train", image, patch
+        elif patch.x % size == 0 and patch.y % size == 0:  # blocks start on multiples of the patch
+            if any(
+                x <= patch.x <= x + split.block_px - size
+                and y <= patch.y <= y + split.block_px - size
+                for x, y in split.blocks(path)
+            ):
+                yield "test", image, patch

@@ -1,0 +1,83 @@
+"""The one function solvers and the stitcher see: denoise(x, timestep, context) -> (x0, eps)."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ssl_diffusion.diffusion.guidance import guide
+from ssl_diffusion.diffusion.prediction import KINDS, Prediction, to_prediction, unknown_kind
+from ssl_diffusion.diffusion.schedule import Schedule
+from ssl_diffusion.errors import InputError
+
+Denoiser = Callable[[Array, Array, Array], Prediction]
+"""denoise(x[b h w c], timestep[b], context[b tokens width]) -> Prediction.
+
+Always a pytree (`jax.tree_util.Partial`) whose leaves are its parameters: jitted functions take it
+as an argument, so parameters are never baked into a program as constants.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Denoise:
+    """The static part of a denoiser; equal ones compare equal and so share one compilation."""
+
+    apply: Callable[[Any, Array, Array, Array], Array]
+    kind: str
+    guided: bool
+
+    def __call__(
+        self,
+        params: Any,
+        schedule: Schedule,
+        null_context: Array,
+        scale: Array,
+        x: Array,
+        timestep: Array,
+        context: Array,
+    ) -> Prediction:
+        def network(x: Array, timestep: Array, context: Array) -> Array:
+            return self.apply(params, x, timestep, context)
+
+        output = guide(network, null_context, scale if self.guided else 1.0)(x, timestep, context)
+        return to_prediction(self.kind, output, x, *schedule.at(timestep))
+
+
+def make_denoiser(
+    apply: Callable[[Any, Array, Array, Array], Array],
+    params: Any,
+    schedule: Schedule,
+    kind: str,
+    null_context: Float[Array, "tokens width"],
+    guidance: float,
+) -> jax.tree_util.Partial:
+    """Makes a Denoiser from a network, its parameters and a guidance scale.
+
+    Args:
+      apply: (params, x, timestep, context) -> output. Pass the same function each time (a bound
+        method of one module, not a fresh lambda), or every denoiser compiles anew.
+      params: the network's parameters, any pytree.
+      schedule: the noise table the network was trained on.
+      kind: what its output means, one of prediction.KINDS.
+      null_context: the context of a dropped condition.
+      guidance: scale w; 1 is none and calls the network once. It is a leaf: changing it from one
+        scale to another does not recompile.
+
+    Raises:
+      InputError: unknown kind, or a guidance that is negative or not finite.
+    """
+    if kind not in KINDS:
+        raise unknown_kind(kind)
+    if not (math.isfinite(guidance) and guidance >= 0):
+        raise InputError(f"guidance {guidance}; expected a finite scale >= 0 (1 is none)")
+    return jax.tree_util.Partial(
+        _Denoise(apply, kind, guidance != 1),
+        params,
+        schedule,
+        null_context,
+        jnp.float32(guidance),
+    )

@@ -1,0 +1,8 @@
+"""The one error a user of the commands is meant to meet."""
+
+
+class InputError(ValueError):
+    """Input that cannot be used, in one line: what was found, what was expected, what to do.
+
+    Raised at the border, before anything is compiled. Commands print it and exit with code 2.
+    """

@@ -1,0 +1,1 @@
+"""How good is it: Frechet distances, agreement, seams, copying, and the report that shows them."""

@@ -1,0 +1,140 @@
+"""Reading what the other commands wrote, with one clear line when it does not fit together."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.files import read_json
+
+
+def read_png(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """An RGB image file; raises InputError when it is missing or cannot be read."""
+    try:
+        with Image.open(path) as opened:
+            return np.asarray(opened.convert("RGB"))
+    except FileNotFoundError:
+        raise InputError(f"no image {path}; make it again") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(
+            f"{path} is not an image that can be read ({error}); make it again"
+        ) from None
+
+
+def read_samples(
+    folder: Path, held_out: int, patch_px: int
+) -> tuple[Int[np.ndarray, " n"], UInt8[np.ndarray, "n p p 3"], dict[str, Any]]:
+    """A folder of ssl_diffusion.sample: indices in the held-out split, patches, its samples.json.
+
+    Raises InputError when the indices do not fit a split of `held_out` patches, a patch is missing
+    or unreadable, or a patch is not `patch_px` square.
+    """
+    settings = read_json(
+        folder / "samples.json", "list of samples (write it with ssl_diffusion.sample)"
+    )
+    indices = settings.get("indices")
+    if settings.get("split", "test") != "test":
+        raise InputError(
+            f"{folder} holds samples of split {settings['split']!r}; only held-out "
+            "patches are evaluated, sample with --split=test"
+        )
+    if not isinstance(indices, list) or not indices or not all(type(i) is int for i in indices):
+        raise InputError(f"{folder / 'samples.json'} lists no sample indices; sample again")
+    if len(set(indices)) != len(indices) or min(indices) < 0 or max(indices) >= held_out:
+        raise InputError(
+            f"{folder / 'samples.json'} names {len(indices)} samples up to index "
+            f"{max(indices)}, expected distinct ones of the {held_out} held-out patches; "
+            "sample again from these records"
+        )
+    files = [folder / "patches" / f"{index:05d}.png" for index in indices]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(files)} samples are missing in {folder / 'patches'} "
+            f"(first {missing[0]}); sample again"
+        )
+    patches = [read_png(file) for file in files]
+    for file, patch in zip(files, patches, strict=True):
+        if patch.shape[:2] != (patch_px, patch_px):
+            raise InputError(
+                f"{file} has {patch.shape[1]}x{patch.shape[0]} px, expected "
+                f"{patch_px}x{patch_px} as the model makes; sample again"
+            )
+    return np.array(indices), np.stack(patches), settings
+
+
+def read_stitched(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], dict[str, Any]]:
+    """An image of ssl_diffusion.generate and the JSON beside it.
+
+    Raises InputError when it was not made from a reference region of its own size: then there is
+    no real image to compare with.
+    """
+    image = read_png(path)
+    settings = read_json(
+        path.with_suffix(".json"), "settings of the stitched image (generate writes it)"
+    )
+    absent = [
+        name for name in ("reference", "region", "stride", "seconds") if not settings.get(name)
+    ]
+    if absent:
+        raise InputError(
+            f"{path.with_suffix('.json')} has no {', '.join(absent)}; evaluate an image "
+            "that was generated with --reference"
+        )
+    size = [image.shape[1], image.shape[0]]
+    if list(settings["region"][2:]) != size:
+        raise InputError(
+            f"{path} has {size[0]}x{size[1]} px, its reference region "
+            f"{settings['region']} (x, y, width, height) another size; generate it "
+            "without --size"
+        )
+    return image, settings
+
+
+def read_training(workdir: Path) -> tuple[list[tuple[int, float]], dict[str, Any]]:
+    """A workdir of ssl_diffusion.train: its losses and its summary, what it measured included.
+
+    Raises InputError when the run is not finished.
+    """
+    summary = read_json(workdir / "summary.json", "training summary (train until the end)")
+    return read_loss(workdir / "metrics.jsonl"), summary | summary.pop("measured", {})
+
+
+def read_loss(path: Path) -> list[tuple[int, float]]:
+    """(step, training loss) from a metrics.jsonl, ascending. Raises InputError when there is none.
+
+    A run that was killed may have left half a line, and repeats the steps since its last checkpoint
+    when resumed: such a line is passed over and the later value of a step counts.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"no training log: {path} does not exist; give the --workdir of a training run"
+        )
+    losses: dict[int, float] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if "loss" in entry and np.isfinite(entry["loss"]):
+            losses[int(entry["step"])] = float(entry["loss"])
+    if not losses:
+        raise InputError(f"{path} holds no step with a loss; train first")
+    return sorted(losses.items())
+
+
+def writable_folder(path: str) -> Path:
+    """Makes the folder; raises InputError where nothing can be written, before any work is done."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return Path(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write into --output={path} ({error.strerror}); give another folder"
+        ) from None

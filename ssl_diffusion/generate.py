@@ -1,0 +1,192 @@
+"""Generates a large image from the embeddings of a reference region, or from a saved grid of them.
+
+python -m ssl_diffusion.generate --model=DIR --reference=SLIDE --region=x,y,w,h --output=image.png
+python -m ssl_diffusion.generate --model=DIR --grid=grid.npy --output=image.png
+
+Writes the PNG and, beside it, a .json with the settings. Of the reference only embeddings are used:
+a grid saved with --save_grid gives the identical image. Where the region is no multiple of the
+patch, its last row and column of cells are read shifted inward, so that they lie inside the region.
+"""
+
+import logging
+import re
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+from ssl_diffusion import cli
+from ssl_diffusion.data.slides import Picture, open_image
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.files import replacing, write_json
+from ssl_diffusion.stitching.large_image import check_grid, check_settings, check_size, stitch
+from ssl_diffusion.stitching.reference import embed_region, load_grid, save_grid
+from ssl_diffusion.weights.model import Model, load_model
+
+FLAGS = flags.FlagValues()
+MODEL = flags.DEFINE_string(
+    "model", None, "model folder, as train exports it", required=True, flag_values=FLAGS
+)
+REFERENCE = flags.DEFINE_string(
+    "reference", None, "slide or image whose patches are embedded", flag_values=FLAGS
+)
+REGION = flags.DEFINE_string(
+    "region", None, "x,y,w,h in px of the reference; all of it by default", flag_values=FLAGS
+)
+GRID = flags.DEFINE_string(
+    "grid", None, "[rows, cols, tokens, dim] embeddings: .npy, .safetensors", flag_values=FLAGS
+)
+SIZE = flags.DEFINE_string(
+    "size", None, "WxH px; the region's or the grid's own by default", flag_values=FLAGS
+)
+STEPS = flags.DEFINE_integer(
+    "steps", None, "DDIM steps; the model's own by default", lower_bound=1, flag_values=FLAGS
+)
+GUIDANCE = flags.DEFINE_float(
+    "guidance",
+    None,
+    "scale w, 1 is none; the model's own by default",
+    lower_bound=0.0,
+    flag_values=FLAGS,
+)
+STRIDE = flags.DEFINE_integer(
+    "stride",
+    None,
+    "latent px between windows; the model's own by default",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+WINDOW_BATCH = flags.DEFINE_integer(
+    "window_batch", 16, "windows denoised at once", lower_bound=1, flag_values=FLAGS
+)
+SEED = flags.DEFINE_integer("seed", 0, "seed of the start noise", flag_values=FLAGS)
+OUTPUT = flags.DEFINE_string("output", None, "PNG to write", required=True, flag_values=FLAGS)
+SAVE_GRID = flags.DEFINE_string(
+    "save_grid", None, ".npy to write the embeddings to", flag_values=FLAGS
+)
+
+# Relative difference in µm per pixel up to which an encoder still sees what it was trained on.
+SAME_RESOLUTION = 0.05
+
+
+def main() -> None:
+    """Checks the input, embeds the reference (or reads the grid), stitches, writes the files."""
+    output = Path(OUTPUT.value)
+    check_output("output", output, ".png")
+    if SAVE_GRID.value:
+        check_output("save_grid", Path(SAVE_GRID.value), ".npy")
+    if bool(REFERENCE.value) == bool(GRID.value):
+        raise InputError("give either --reference=IMAGE or --grid=FILE, and not both")
+    if REGION.value and not REFERENCE.value:
+        raise InputError("--region is a region of --reference; without one, leave it out")
+    size = parse("size", SIZE.value, "x", 2, "width x height, as 512x384") if SIZE.value else None
+
+    if REFERENCE.value:
+        picture = open_image(REFERENCE.value)
+        region = read_region(picture)
+        width, height = size or region[2:]
+    else:
+        grid, region = load_grid(GRID.value), None
+
+    model = load_model(MODEL.value)
+    sampling = model.spec["sampling"]
+    settings = {
+        "steps": sampling["steps"] if STEPS.value is None else STEPS.value,
+        "guidance": sampling["guidance"] if GUIDANCE.value is None else GUIDANCE.value,
+        "stride": sampling["stride"] if STRIDE.value is None else STRIDE.value,
+    }
+    check_settings(model, **settings)
+    if region:
+        check_resolution(picture, model)
+        cells = (-(-region[3] // model.patch_px), -(-region[2] // model.patch_px))
+        check_size(cells, height, width, model.patch_px)
+        progress = partial(tqdm, desc="embed", unit="patch")
+        grid = embed_region(picture.read, model.encoder.embed, region, model.patch_px, progress)
+    else:
+        check_grid(grid, model)
+        rows, cols = grid.shape[:2]
+        width, height = size or (cols * model.patch_px, rows * model.patch_px)
+    if SAVE_GRID.value:
+        save_grid(SAVE_GRID.value, grid)
+
+    start = time.perf_counter()
+    image = stitch(
+        model,
+        grid,
+        height,
+        width,
+        **settings,
+        window_batch=WINDOW_BATCH.value,
+        key=jax.random.key(SEED.value),
+        progress=partial(tqdm, desc="generate", unit="step"),
+    )
+    seconds = time.perf_counter() - start
+
+    with replacing(output) as temporary:
+        Image.fromarray(image).save(temporary)
+    write_json(
+        output.with_suffix(".json"),
+        {
+            "model": MODEL.value,
+            "reference": REFERENCE.value,
+            "region": region,
+            "grid": GRID.value,
+            "width_px": width,
+            "height_px": height,
+            "rows": grid.shape[0],
+            "cols": grid.shape[1],
+            **settings,
+            "window_batch": WINDOW_BATCH.value,
+            "seed": SEED.value,
+            "seconds": seconds,
+        },
+    )
+    logging.info("%dx%d px in %.1f s: %s", width, height, seconds, output)
+
+
+def check_output(flag: str, path: Path, suffix: str) -> None:
+    """Raises InputError unless a file of that kind can be written there."""
+    if path.suffix != suffix:
+        raise InputError(f"--{flag}={path} does not end in {suffix}; name the file so")
+    if path.is_dir():
+        raise InputError(f"--{flag}={path} is a folder; name a file in it")
+
+
+def parse(flag: str, text: str, separator: str, count: int, meaning: str) -> tuple[int, ...]:
+    """Whole numbers from a flag; InputError unless there are `count`."""
+    if not re.fullmatch(separator.join([r"-?\d+"] * count), text):
+        raise InputError(f"--{flag}={text}; expected {meaning}")
+    return tuple(int(number) for number in text.split(separator))
+
+
+def read_region(picture: Picture) -> tuple[int, int, int, int]:
+    """The region asked for, or the whole picture; InputError unless it lies inside."""
+    if not REGION.value:
+        return 0, 0, picture.width, picture.height
+    x, y, width, height = parse("region", REGION.value, ",", 4, "x,y,width,height in pixels")
+    inside = 0 <= x and 0 <= y and x + width <= picture.width and y + height <= picture.height
+    if not inside or width <= 0 or height <= 0:
+        raise InputError(
+            f"--region={REGION.value} is not inside {picture.path}, which has "
+            f"{picture.width}x{picture.height} px; choose one that is"
+        )
+    return x, y, width, height
+
+
+def check_resolution(picture: Picture, model: Model) -> None:
+    """Raises InputError where the reference's µm per pixel is known and not what the model saw."""
+    if picture.mpp is None or model.mpp is None:
+        logging.info("%s: µm per pixel not known, taken as the model's %s", picture.path, model.mpp)
+    elif abs(picture.mpp / model.mpp - 1) > SAME_RESOLUTION:
+        raise InputError(
+            f"{picture.path} has {picture.mpp:g} µm per pixel, the model was trained at "
+            f"{model.mpp:g}; resample the reference to {model.mpp:g}"
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main, FLAGS)

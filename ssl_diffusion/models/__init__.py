@@ -1,0 +1,1 @@
+"""Networks only: pure functions of their parameters, which know nothing of diffusion."""

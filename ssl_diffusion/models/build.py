@@ -1,0 +1,61 @@
+"""From a config's (or model.json's) architecture to a network."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.models.dit import DiT
+from ssl_diffusion.models.unet import UNet
+
+NETWORKS = {"unet": UNet, "dit": DiT}
+
+
+def build_network(architecture: dict[str, Any], dtype: Any = jnp.float32) -> nn.Module:
+    """Returns the network `architecture["name"]` ("unet" or "dit"); the other items are its fields.
+
+    Lists (as JSON has them) become tuples. `dtype` is the compute type, which is no property of the
+    architecture. The network is called as `apply({"params": p}, latent[b h w c], timestep[b],
+    context[b tokens width]) -> prediction[b h w out_channels]`.
+
+    Raises InputError for an unknown name, and for missing, unknown or ill-typed fields.
+    """
+    name = architecture.get("name")
+    if name not in NETWORKS:
+        raise InputError(f"network name {name!r}, expected one of {', '.join(NETWORKS)}")
+    network = NETWORKS[name]
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()}
+    del given["name"]
+    fields = {
+        field.name: field
+        for field in dataclasses.fields(network)
+        if field.name not in ("parent", "name", "dtype")
+    }
+    required = {key for key, field in fields.items() if field.default is dataclasses.MISSING}
+    if not required <= given.keys() <= fields.keys():
+        raise InputError(
+            f"{name}: found fields {', '.join(sorted(given)) or 'none'}; missing "
+            f"{', '.join(sorted(required - given.keys())) or 'none'}; unknown "
+            f"{', '.join(sorted(given.keys() - fields.keys())) or 'none'}; "
+            f"expected {', '.join(fields)}"
+        )
+    for key, value in given.items():
+        _check_type(f"{name}: {key}", value, fields[key].type)
+    return network(**given, dtype=dtype)
+
+
+def _check_type(what: str, value: Any, expected: Any) -> None:
+    """Raises InputError unless `value` is of the annotated type of its field."""
+    if expected == tuple[int, ...]:
+        kind = "whole numbers in a list"
+        good = isinstance(value, tuple) and all(type(item) is int and item >= 0 for item in value)
+    elif expected is int:
+        kind, good = "a positive int", type(value) is int and value > 0
+    elif expected is float:
+        kind, good = "a positive number", type(value) in (int, float) and value > 0
+    else:
+        kind, good = f"a {expected.__name__}", isinstance(value, expected)
+    if not good:
+        raise InputError(f"{what} is {value!r}, expected {kind}")

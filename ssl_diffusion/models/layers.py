@@ -1,0 +1,151 @@
+"""Layers that the networks share. Parameters are float32; `dtype` is the compute type.
+
+Normalisation statistics and attention's softmax are always float32, whatever `dtype` is: they are
+where bfloat16 loses digits, and a small part of the time.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018) over space and the channels of a group, in float32.
+
+    Statistics are taken per channel first and then per group, so that only [b, c] arrays are ever
+    regrouped, and the normalisation is one multiply-add per element.
+    The number of channels must be a multiple of `groups`.
+    """
+
+    epsilon: float
+    groups: int = 32
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        flat = x.astype(jnp.float32).reshape(x.shape[0], -1, channels)
+
+        def group_mean(per_channel: Float[Array, "b c"]) -> Float[Array, "b c"]:
+            grouped = per_channel.reshape(-1, self.groups, channels // self.groups)
+            return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(
+                per_channel.shape
+            )
+
+        mean = group_mean(flat.mean(1))
+        variance = group_mean(jnp.square(flat - mean[:, None]).mean(1))
+        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
+        y = flat * factor[:, None] + (bias - mean * factor)[:, None]
+        return y.reshape(x.shape).astype(self.dtype)
+
+
+def timestep_embedding(timestep: Float[Array, "b"], width: int) -> Float[Array, "b {width}"]:
+    """Sinusoidal embedding, [cos | sin], frequencies 10000^(-k / (width / 2)), float32.
+
+    `timestep` is the 0-based index of the noise level, not a fraction. `width` must be even.
+    Vaswani et al. 2017, sec. 3.5, as the diffusion U-Nets of Dhariwal & Nichol 2021 order it.
+    """
+    half = width // 2
+    frequencies = jnp.exp(-math.log(10000.0) / half * jnp.arange(half, dtype=jnp.float32))
+    angles = timestep.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class Dense(nn.Module):
+    """A linear layer over the last axis: nn.Dense, with the leading axes flattened into one.
+
+    So laid out, XLA on CPU takes about a tenth less time for the gradient of a whole network.
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b {self.features}"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(self.dtype)
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017) of `x` to `context`, or to itself without one.
+
+    The output has the width of `x`, which `heads` must divide. Softmax is float32.
+    """
+
+    heads: int
+    qkv_bias: bool = False
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    out_init: Callable = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n c"], context: Float[Array, "b m d"] | None = None
+    ) -> Float[Array, "b n c"]:
+        width = x.shape[-1]
+        context = x if context is None else context
+        dense = partial(Dense, width, dtype=self.dtype)
+        project = partial(dense, self.qkv_bias, kernel_init=self.kernel_init)
+        q = project(name="to_q")(x)
+        k = project(name="to_k")(context)
+        v = project(name="to_v")(context)
+        to_out = dense(kernel_init=self.out_init, name="to_out")
+        if context.shape[1] == 1:
+            # The softmax over one key is 1: the output is the same at every query, and XLA drops
+            # the unused q and k (they are written above so that their parameters exist).
+            return jnp.broadcast_to(to_out(v), x.shape)
+        # Scaling q instead of the logits touches fewer numbers.
+        q = self._split(q * (width // self.heads) ** -0.5)
+        k, v = self._split(k), self._split(v)
+        logits = jnp.einsum("bhnf,bhmf->bhnm", q, k, preferred_element_type=jnp.float32)
+        weights = nn.softmax(logits).astype(v.dtype)
+        y = jnp.einsum("bhnm,bhmf->bhnf", weights, v)
+        return to_out(y.swapaxes(1, 2).reshape(x.shape))
+
+    def _split(self, x: Float[Array, "b n c"]) -> Float[Array, "b heads n features"]:
+        return x.reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
+
+
+class GEGLU(nn.Module):
+    """Gated feed-forward with exact (erf) GELU: Shazeer 2020, arXiv 2002.05202, eq. 6."""
+
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        y = Dense(2 * self.hidden, dtype=self.dtype, name="proj")(x)
+        value, gate = jnp.split(y, 2, axis=-1)
+        return Dense(x.shape[-1], dtype=self.dtype, name="out")(
+            value * nn.gelu(gate, approximate=False)
+        )
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    hidden: int
+    width: int
+    activation: Callable
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b {self.width}"]:
+        dense = partial(Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+        y = self.activation(dense(self.hidden, name="linear_1")(x))
+        return dense(self.width, name="linear_2")(y)

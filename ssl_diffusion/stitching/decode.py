@@ -1,0 +1,70 @@
+"""From a latent canvas to pixels, in tiles that fit the memory."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.pixels import to_uint8
+from ssl_diffusion.stitching.windows import window_origins
+
+
+def decode_canvas(
+    decode: Callable[[Array], Array],
+    latent: Float[Array, "h w c"],
+    factor: int,
+    tile: int,
+    overlap: int,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes a canvas: at once when it fits one tile, else in tiles blended where they overlap.
+
+    A decoder with global statistics (GroupNorm, attention) sees only its tile, so tiling is not
+    exact; for a decoder that acts pixel by pixel it is, since the weights sum to one.
+
+    Args:
+      decode: scaled latents [n, h, w, c] -> images [n, h * factor, w * factor, 3] in [-1, 1].
+      latent: the scaled canvas.
+      factor: pixels per latent pixel.
+      tile: side of a tile, latent pixels; all tiles share one shape.
+      overlap: least overlap of neighbouring tiles, latent pixels, below `tile`.
+
+    Raises:
+      InputError: overlap outside 0..tile - 1.
+    """
+    if not 0 <= overlap < tile:
+        raise InputError(f"overlap {overlap} of decoded tiles; expected 0 to {tile - 1}")
+    latent = np.asarray(latent)  # sliced on the host: on the device every corner would compile anew
+    height, width, _ = latent.shape
+    tile_y, tile_x = min(tile, height), min(tile, width)
+    origins_y = window_origins(height, tile_y, max(1, tile_y - overlap))
+    origins_x = window_origins(width, tile_x, max(1, tile_x - overlap))
+    weights_y = blend_weights(origins_y * factor, tile_y * factor, overlap * factor)
+    weights_x = blend_weights(origins_x * factor, tile_x * factor, overlap * factor)
+
+    image = np.zeros((height * factor, width * factor, 3), np.float32)
+    for y, weight_y in zip(origins_y, weights_y, strict=True):
+        for x, weight_x in zip(origins_x, weights_x, strict=True):
+            codes = jnp.asarray(latent[None, y : y + tile_y, x : x + tile_x])
+            pixels = np.asarray(decode(codes))[0]
+            rows = slice(y * factor, (y + tile_y) * factor)
+            cols = slice(x * factor, (x + tile_x) * factor)
+            image[rows, cols] += np.outer(weight_y, weight_x)[..., None] * pixels
+    return to_uint8(image)
+
+
+def blend_weights(
+    origins: Int[np.ndarray, " n"], tile: int, overlap: int
+) -> Float[np.ndarray, "n tile"]:
+    """Weights of each tile's pixels along one axis; those of all tiles over a pixel sum to one.
+
+    Linear ramps over `overlap` pixels at both ends, normalised: exactly linear where two tiles
+    overlap by `overlap`, flat at the ends of the axis, right too where the last tile overlaps more.
+    """
+    from_end = np.minimum(np.arange(tile), np.arange(tile)[::-1]) + 0.5
+    ramp = np.minimum(1.0, from_end / max(overlap, 0.5))
+    total = np.zeros(origins[-1] + tile)
+    for origin in origins:
+        total[origin : origin + tile] += ramp
+    return np.stack([ramp / total[origin : origin + tile] for origin in origins])

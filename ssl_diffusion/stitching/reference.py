@@ -1,0 +1,97 @@
+"""Where a grid comes from: the patches of a reference image, or a file. No pixel goes further."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jaxtyping import Float, UInt8
+
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.files import replacing
+from ssl_diffusion.stitching.windows import window_origins
+
+# Patches held at once while a region is read: bounds the memory, whatever the region.
+CHUNK = 256
+
+
+def embed_region(
+    read: Callable[[int, int, int, int], UInt8[np.ndarray, "h w 3"]],
+    embed: Callable[[np.ndarray], np.ndarray],
+    region: tuple[int, int, int, int],
+    patch_px: int,
+    progress: Callable[[Iterable], Iterable] | None = None,
+) -> Float[np.ndarray, "rows cols tokens dim"]:
+    """Embeds a region patch by patch: ceil(size / patch) cells each way.
+
+    Where the region is no multiple of the patch, the cells of the last row and column are read
+    shifted inward, flush with its end, so that nothing outside the region is looked at.
+
+    Args:
+      read: (x, y, width, height) -> pixels.
+      embed: uint8 [n, patch, patch, 3] -> float32 [n, tokens, dim].
+      region: x, y, width, height in pixels.
+      patch_px: what the encoder sees.
+      progress: wraps the iterable of patches.
+
+    Raises:
+      InputError: a region smaller than one patch, or what `read` raises.
+    """
+    x, y, width, height = region
+    if min(width, height) < patch_px:
+        raise InputError(
+            f"a reference region of {width}x{height} px; expected at least one patch, "
+            f"{patch_px}x{patch_px} px"
+        )
+    rows = y + window_origins(height, patch_px, patch_px)
+    cols = x + window_origins(width, patch_px, patch_px)
+    corners = [(int(col), int(row)) for row in rows for col in cols]
+    patches, embeddings = [], []
+    for number, corner in enumerate(progress(corners) if progress else corners, start=1):
+        patches.append(read(*corner, patch_px, patch_px))
+        if len(patches) == CHUNK or number == len(corners):
+            embeddings.append(embed(np.stack(patches)))
+            patches.clear()
+    grid = np.concatenate(embeddings).astype(np.float32)
+    return grid.reshape(len(rows), len(cols), *grid.shape[1:])
+
+
+def load_grid(path: str | Path) -> np.ndarray:
+    """Reads a grid from .npy, or from .safetensors that hold one tensor (or one named "grid").
+
+    [rows, cols, dim] is taken as one token a cell: what comes back has [rows, cols, tokens, dim].
+
+    Raises:
+      InputError: no such file, not such a file, or another number of axes.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            with path.open("rb") as file:
+                grid = np.lib.format.read_array(file, allow_pickle=False)
+        elif path.suffix == ".safetensors":
+            tensors = safetensors.numpy.load_file(path)
+            if len(tensors) != 1 and "grid" not in tensors:
+                raise InputError(f"grid {path} holds {sorted(tensors)}; expected one, 'grid'")
+            grid = tensors["grid"] if "grid" in tensors else next(iter(tensors.values()))
+        else:
+            raise InputError(f"grid {path} is neither .npy nor .safetensors; save it as either")
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise InputError(f"grid {path} cannot be read ({error}); save it again") from None
+    if grid.ndim == 3:
+        grid = grid[:, :, None]
+    if grid.ndim != 4:
+        raise InputError(
+            f"grid {path} has shape {list(grid.shape)}; expected [rows, cols, dim] or "
+            "[rows, cols, tokens, dim]"
+        )
+    return grid
+
+
+def save_grid(path: str | Path, grid: Float[np.ndarray, "rows cols tokens dim"]) -> None:
+    """Writes a grid as .npy, atomically; `load_grid` gives it back bit for bit."""
+    with replacing(path) as temporary:
+        np.save(temporary, grid)

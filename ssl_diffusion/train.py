@@ -1,0 +1,162 @@
+"""Trains a task from a config: `python -m ssl_diffusion.train --config=configs/demo.py
+--workdir=DIR`.
+
+Running the same command again goes on from the last checkpoint. In `workdir`: `config.json`,
+`metrics.jsonl`, `tensorboard/`, `samples/*.png`, `checkpoints/`, and at the end `model/` (the
+averaged weights as a model folder) and `summary.json`.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from clu import parameter_overview
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict, config_flags
+
+from ssl_diffusion import cli
+from ssl_diffusion.data.pipeline import training_batches
+from ssl_diffusion.data.records import Records, open_records
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.files import write_json
+from ssl_diffusion.training.checkpoint import Checkpoints, claim_workdir
+from ssl_diffusion.training.logs import RunLog, read_metrics
+from ssl_diffusion.training.state import TrainState, init_state, make_optimizer, make_train_step
+from ssl_diffusion.training.tasks import Task
+from ssl_diffusion.training.tasks.autoencoder import AutoencoderTask
+from ssl_diffusion.training.tasks.denoiser import DenoiserTask
+from ssl_diffusion.training.tasks.encoder import EncoderTask
+
+TASKS = {"denoiser": DenoiserTask, "autoencoder": AutoencoderTask, "encoder": EncoderTask}
+
+FLAGS = flags.FlagValues()
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, e.g. configs/demo.py or configs/demo.py:dit.", flag_values=FLAGS
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; the same folder resumes it.", flag_values=FLAGS
+)
+
+
+def main() -> None:
+    """Reads the flags and trains."""
+    if CONFIG.value is None or WORKDIR.value is None:
+        raise InputError("needs --config=FILE.py and --workdir=DIR")
+    train(CONFIG.value, Path(WORKDIR.value))
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains until `config.steps`, or goes on from the last checkpoint in `workdir`.
+
+    Raises InputError, before anything compiles, for data, config or workdir that cannot be used.
+    """
+    # 1. What: records, task, and the workdir that belongs to them.
+    records = open_records(config.data.dir, config.data.get("instructions", ""))
+    _check_records(config, records)
+    task: Task = TASKS[config.task](config, records)
+    source = records.source("train", task.fields)
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    if config.batch_size % mesh.size:
+        raise InputError(
+            f"batch size {config.batch_size} does not divide among {mesh.size} devices"
+        )
+    batches = training_batches(
+        source,
+        config.batch_size,
+        config.seed,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        workers=config.data.get("workers", 0),
+    )
+    claim_workdir(workdir, config)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
+
+    # 2. State: fresh or restored, replicated over the mesh; batches are split over it.
+    replicated = NamedSharding(mesh, PartitionSpec())
+    optimizer = make_optimizer(config)
+    init = jax.jit(lambda: init_state(task, optimizer, config.seed), out_shardings=replicated)
+    state = init()
+    if checkpoints.latest() is not None:
+        state, place = checkpoints.restore(state)
+        batches.set_state(place)
+    start = int(state.step)
+    if start == config.steps and (workdir / "summary.json").exists():
+        logging.info("%s is trained already (%d steps)", workdir, start)
+        return
+    logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
+
+    # 3. Loop.
+    step_fn = jax.jit(
+        make_train_step(task, optimizer, config.seed, config.optimizer.ema_decay), donate_argnums=0
+    )
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    log = RunLog(workdir, start, config.steps, config.batch_size)
+    try:
+        for step in range(start + 1, config.steps + 1):
+            batch = jax.make_array_from_process_local_data(rows, next(batches))
+            state, metrics = step_fn(state, batch)
+            log.advance(metrics)
+            if _due(step, config.log_every, config.steps):
+                log.metrics(step, metrics)
+            if _due(step, config.checkpoint_every, config.steps):
+                log.flush()  # stops here rather than save a state whose loss is not finite
+                with log.paused():
+                    checkpoints.save(state, batches.get_state())
+            if _due(step, config.sample_every, config.steps):
+                with log.paused():
+                    log.picture(step, task.picture(state.ema))
+    finally:
+        log.close()
+        checkpoints.wait()
+
+    # 4. Result: the averaged weights as a model folder, and what they measure.
+    _finish(config, workdir, records, task, state)
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step % every == 0 or step == last
+
+
+def _check_records(config: ConfigDict, records: Records) -> None:
+    for name in ("patch_px", "mpp"):
+        if records.metadata[name] != config.data[name]:
+            raise InputError(
+                f"records in {records.folder} have {name} {records.metadata[name]}, the config "
+                f"{config.data[name]}; prepare them with this config"
+            )
+
+
+def _finish(
+    config: ConfigDict, workdir: Path, records: Records, task: Task, state: TrainState
+) -> None:
+    params = jax.device_get(state.ema)
+    logged = read_metrics(workdir)
+    last = logged[-10:]
+    trained = {
+        "config": config.name,
+        "command": f"python -m ssl_diffusion.train --config={config.name}",
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "images_seen": config.steps * config.batch_size,
+        "split_sha256": records.metadata["split_sha256"],
+        "measured": task.measure(params),
+    }
+    task.export(params, workdir / "model", trained)
+    rates = [line["images_per_second"] for line in logged if line["images_per_second"]]
+    summary = {
+        "steps": config.steps,
+        "images_per_second": float(np.median(rates)) if rates else None,
+        "final_loss": float(np.mean([line["loss"] for line in last])),
+        "seconds": float(sum(line["seconds"] for line in logged)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "measured": trained["measured"],
+    }
+    write_json(workdir / "summary.json", summary)
+    logging.info("%s", json.dumps(summary, indent=2))
+
+
+if __name__ == "__main__":
+    cli.run(main, FLAGS)

@@ -1,0 +1,33 @@
+"""What can be learned: each task gives parameters, a loss per example, a picture and a model
+folder."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+
+class Task(Protocol):
+    """What the training loop asks of a task. `fields` are the record fields of a batch."""
+
+    fields: tuple[str, ...]
+
+    def init(self, key: Array) -> PyTree:
+        """Fresh parameters."""
+
+    def loss(
+        self, params: PyTree, batch: dict[str, Array], key: Array
+    ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
+        """Loss per example and further per-example figures to log."""
+
+    def picture(self, params: PyTree) -> np.ndarray | None:
+        """A sheet that shows how far training has come (uint8 [h, w, 3]), the same examples each
+        time."""
+
+    def measure(self, params: PyTree) -> dict[str, float]:
+        """Held-out figures, taken once at the end."""
+
+    def export(self, params: PyTree, folder: Path, trained: dict[str, Any]) -> None:
+        """Writes the model folder; `trained` says by which config, command and steps it was
+        made."""

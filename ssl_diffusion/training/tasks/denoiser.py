@@ -1,0 +1,144 @@
+"""Task: the embedding-conditioned latent denoiser (Graikos et al. 2024, sec. 3.1)."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+from ml_collections import ConfigDict
+
+from ssl_diffusion.data.records import Records
+from ssl_diffusion.diffusion.loss import denoising_loss
+from ssl_diffusion.diffusion.schedule import make_schedule
+from ssl_diffusion.diffusion.solvers import ddim
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.models.build import build_network
+from ssl_diffusion.models.conditioner import Conditioner
+from ssl_diffusion.pixels import pair_sheet, to_uint8
+from ssl_diffusion.weights.folder import write_model
+from ssl_diffusion.weights.model import Model, init_denoiser, load_autoencoder, load_encoder
+
+PICTURED = 16
+MEASURED = 1024  # held-out patches, at most, in the held-out loss
+
+
+class DenoiserTask:
+    """Denoising score matching on latents; the embedding is dropped per example for guidance."""
+
+    fields = ("latent", "embedding")
+
+    def __init__(self, config: ConfigDict, records: Records):
+        self.config, self.records = config, records
+        if not records.metadata.get("latent") or not records.metadata.get("embedding"):
+            raise InputError(
+                f"records in {records.folder} have no embeddings or latents; prepare them with "
+                "data.encoder and data.autoencoder set"
+            )
+        self.network = build_network(
+            config.model.architecture.to_dict(), jnp.dtype(config.model.dtype)
+        )
+        self.conditioner = Conditioner(config.model.context_width)
+        self.schedule = make_schedule(**config.diffusion.schedule.to_dict())
+        self.encoder = load_encoder(records.folder / "encoder")
+        self.first_stage = load_autoencoder(records.folder / "autoencoder")
+
+    def init(self, key: Array) -> PyTree:
+        return init_denoiser(
+            self.network, self.conditioner, self._spec({}), self.first_stage.network, key
+        )
+
+    def loss(
+        self, params: PyTree, batch: dict[str, Array], key: Array
+    ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
+        drop_key, loss_key = jax.random.split(key)
+        drop = jax.random.bernoulli(
+            drop_key, self.config.model.condition_dropout, batch["embedding"].shape[:1]
+        )
+        return self._loss(params, batch, drop, loss_key), {}
+
+    def _loss(self, params: PyTree, batch: dict[str, Array], drop: Array, key: Array):
+        context = self.conditioner.apply(
+            {"params": params["conditioner"]}, batch["embedding"], drop
+        )
+
+        def network(x: Array, timestep: Array, context: Array) -> Array:
+            return self.network.apply({"params": params["denoiser"]}, x, timestep, context)
+
+        kind = self.config.diffusion.prediction
+        return denoising_loss(network, self.schedule, kind, batch["latent"], context, key)
+
+    def picture(self, params: PyTree) -> np.ndarray:
+        examples = self._held_out(("image", "embedding"), PICTURED)
+        model = self._model(params)
+        size = self.config.data.patch_px // model.factor
+        shape = (len(examples["image"]), size, size, model.latent_channels)
+        noise = jax.random.normal(jax.random.key(self.config.seed), shape)
+        sampling = self.config.sampling
+        latent = ddim(
+            model.denoiser(sampling.guidance),
+            self.schedule,
+            noise,
+            model.context(examples["embedding"]),
+            steps=sampling.steps,
+        )
+        return pair_sheet(examples["image"], to_uint8(model.decode(latent)), columns=4)
+
+    def measure(self, params: PyTree) -> dict[str, float]:
+        """Held-out loss with the right embedding, without one, and with another patch's."""
+        examples = self._held_out(("latent", "embedding"), MEASURED)
+        count = len(examples["latent"])
+        keep, drop = jnp.zeros(count, bool), jnp.ones(count, bool)
+        shuffled = examples | {"embedding": np.roll(examples["embedding"], count // 2, axis=0)}
+        cases = {
+            "loss": (examples, keep),
+            "dropped": (examples, drop),
+            "shuffled": (shuffled, keep),
+        }
+        loss = jax.jit(self._loss)
+        # Every case sees the same noise and timesteps, several of each, so that they can be
+        # compared.
+        keys = jax.random.split(jax.random.key(self.config.seed), 8)
+        return {
+            f"held_out_{name}": float(
+                np.mean([loss(params, batch, mask, key).mean() for key in keys])
+            )
+            for name, (batch, mask) in cases.items()
+        }
+
+    def export(self, params: PyTree, folder: Path, trained: dict[str, Any]) -> None:
+        parts = {name: self.records.folder / name for name in ("encoder", "autoencoder")}
+        write_model(folder, self._spec(trained), params, parts)
+
+    def _held_out(self, fields: tuple[str, ...], most: int) -> dict[str, np.ndarray]:
+        source = self.records.source("test", fields)
+        # Spread over the split: its beginning is one corner of one slide.
+        picks = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)
+        examples = [source[i] for i in picks]
+        return {name: np.stack([example[name] for example in examples]) for name in fields}
+
+    def _model(self, params: PyTree) -> Model:
+        return Model(
+            self.network,
+            self.conditioner,
+            params,
+            self._spec({}),
+            self.schedule,
+            self.encoder,
+            self.first_stage,
+        )
+
+    def _spec(self, trained: dict[str, Any]) -> dict[str, Any]:
+        config, metadata = self.config, self.records.metadata
+        return {
+            "kind": "denoiser",
+            "architecture": config.model.architecture.to_dict(),
+            "context_width": config.model.context_width,
+            "patch_px": metadata["patch_px"],
+            "mpp": metadata["mpp"],
+            "embedding": metadata["embedding"],
+            "diffusion": config.diffusion.to_dict(),
+            "sampling": config.sampling.to_dict(),
+            "trained": trained,
+        }

@@ -1,0 +1,99 @@
+"""Task: a self-supervised encoder by contrast of two views (SimCLR, Chen et al. 2020, arXiv
+2002.05709)."""
+
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+from ml_collections import ConfigDict
+
+from ssl_diffusion.data.records import Records
+from ssl_diffusion.encoders.augment import strong_augment, views_of
+from ssl_diffusion.encoders.encoder import SSLEncoder, normalise
+from ssl_diffusion.encoders.vit import ViT
+from ssl_diffusion.evaluation.measures import encoder_numbers
+from ssl_diffusion.models.layers import MLP
+from ssl_diffusion.weights.folder import write_model
+from ssl_diffusion.weights.model import build
+
+
+def contrastive_loss(
+    first: Float[Array, "b d"], second: Float[Array, "b d"], temperature: float
+) -> Float[Array, " b"]:
+    """NT-Xent (SimCLR eq. 1) of two views' projections, averaged over the two directions, per
+    example."""
+    count = first.shape[0]
+    views = jnp.concatenate([first, second])
+    views = views / jnp.linalg.norm(views, axis=-1, keepdims=True)
+    logits = views @ views.T / temperature
+    logits = jnp.where(jnp.eye(2 * count, dtype=bool), -jnp.inf, logits)
+    partner = jnp.roll(jnp.arange(2 * count), count)
+    losses = -jax.nn.log_softmax(logits)[jnp.arange(2 * count), partner]
+    return 0.5 * (losses[:count] + losses[count:])
+
+
+class EncoderTask:
+    """The encoder and a projection head; only the encoder is exported."""
+
+    fields = ("image",)
+
+    def __init__(self, config: ConfigDict, records: Records):
+        self.config, self.records = config, records
+        self.encoder: ViT = build(ViT, config.model.architecture)
+        projector = config.model.projector
+        self.projector = MLP(projector.hidden, projector.width, nn.relu)
+
+    def init(self, key: Array) -> PyTree:
+        encoder_key, projector_key = jax.random.split(key)
+        size = self.config.data.patch_px
+        variables = self.encoder.init(encoder_key, jnp.zeros((1, size, size, 3)))
+        embedding = jnp.zeros((1, self.encoder.width))
+        return {
+            "encoder": variables["params"],
+            "projector": self.projector.init(projector_key, embedding)["params"],
+        }
+
+    def loss(
+        self, params: PyTree, batch: dict[str, Array], key: Array
+    ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
+        model = self.config.model
+        image = batch["image"] / 127.5 - 1.0
+        settings = model.augmentation.to_dict()
+        views = [strong_augment(view_key, image, settings) for view_key in jax.random.split(key)]
+        both = normalise(
+            (jnp.concatenate(views) + 1) / 2, np.array(model.mean), np.array(model.std)
+        )
+        embedding = self.encoder.apply({"params": params["encoder"]}, both)[:, 0]
+        projected = self.projector.apply({"params": params["projector"]}, embedding)
+        losses = contrastive_loss(*jnp.split(projected, 2), model.temperature)
+        return losses, {}
+
+    def picture(self, params: PyTree) -> None:
+        return None
+
+    def measure(self, params: PyTree) -> dict[str, float]:
+        images = np.concatenate(list(self.records.source("test", ("image",)).chunks("image")))
+        encoder = SSLEncoder(self.encoder, params["encoder"], self._spec({}))
+        untrained = encoder.reinitialised(self.config.seed)
+        views = views_of(images, self.config.model.judged_by.to_dict(), draws=4, seed=0)
+        return encoder_numbers(encoder.embed, untrained.embed, images, views)
+
+    def export(self, params: PyTree, folder: Path, trained: dict[str, Any]) -> None:
+        write_model(folder, self._spec(trained), params["encoder"])
+
+    def _spec(self, trained: dict[str, Any]) -> dict[str, Any]:
+        model = self.config.model
+        return {
+            "kind": "encoder",
+            "architecture": model.architecture.to_dict(),
+            "image_size": self.config.data.patch_px,
+            "mean": list(model.mean),
+            "std": list(model.std),
+            "embedding": {"tokens": 1, "dim": self.encoder.width},
+            "augmentation": model.judged_by.to_dict(),
+            "trained": trained,
+        }

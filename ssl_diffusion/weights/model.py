@@ -1,0 +1,210 @@
+"""Model folders opened as what one can compute with."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from ssl_diffusion import demo
+from ssl_diffusion.diffusion.denoiser import Denoiser, make_denoiser
+from ssl_diffusion.diffusion.schedule import Schedule, make_schedule
+from ssl_diffusion.encoders.encoder import SSLEncoder
+from ssl_diffusion.encoders.vit import ViT
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.models.autoencoder import Autoencoder
+from ssl_diffusion.models.build import build_network
+from ssl_diffusion.models.conditioner import Conditioner, null_context
+from ssl_diffusion.weights.folder import read_params, read_spec
+
+CHUNK = 32  # images per autoencoder call, always padded to this: results do not depend on the batch
+
+
+def build(network: type[nn.Module], fields: Mapping[str, Any]) -> nn.Module:
+    """`network(**fields)`; lists become tuples; InputError for unknown or missing fields."""
+    tuples = {name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in fields.items()}
+    try:
+        inspect.signature(network).bind(**tuples)
+    except TypeError as error:
+        raise InputError(
+            f"architecture of {network.__name__}: {error}; found {dict(fields)}"
+        ) from None
+    return network(**tuples)
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstStage:
+    """An autoencoder with its parameters; `spec["latent"]` has shift and scale: scaled = (raw -
+    shift) * scale."""
+
+    network: Autoencoder
+    params: PyTree
+    spec: Mapping[str, Any]
+
+    def encode(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float[np.ndarray, "n h w c"]:
+        """Raw latents of uint8 images."""
+        parts = []
+        for start in range(0, len(images), CHUNK):
+            chunk = images[start : start + CHUNK]
+            padding = np.zeros((CHUNK - len(chunk), *chunk.shape[1:]), np.uint8)
+            latent = _encode(self.network, self.params, np.concatenate([chunk, padding]))
+            parts.append(np.asarray(latent)[: len(chunk)])
+        return np.concatenate(parts)
+
+    def decode(self, latent: Float[Any, "n h w c"]) -> Float[Array, "n H W 3"]:
+        """Images in [-1, 1] of raw latents."""
+        return _decode(self.network, self.params, latent)
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode(network: Autoencoder, params: PyTree, images):
+    return network.apply({"params": params}, images / 127.5 - 1.0, method="encode")
+
+
+@partial(jax.jit, static_argnums=0)
+def _decode(network: Autoencoder, params: PyTree, latent):
+    return jnp.clip(network.apply({"params": params}, latent, method="decode"), -1.0, 1.0)
+
+
+def load_autoencoder(folder: str | Path) -> FirstStage:
+    """Opens an autoencoder's folder; InputError if it is not one or is damaged."""
+    spec = read_spec(folder, "autoencoder")
+    network = build(Autoencoder, spec["architecture"])
+    image = jax.ShapeDtypeStruct((1, 8 * network.factor, 8 * network.factor, 3), jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    return FirstStage(network, read_params(folder, shapes), spec)
+
+
+def load_encoder(folder: str | Path) -> SSLEncoder:
+    """Opens an SSL encoder's folder; InputError if it is not one or is damaged."""
+    spec = read_spec(folder, "encoder")
+    network = build(ViT, spec["architecture"])
+    image = jax.ShapeDtypeStruct((1, network.image_size, network.image_size, 3), jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    return SSLEncoder(network, read_params(folder, shapes), spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class Apply:
+    """(params, x, timestep, context) -> output; equal networks compare equal and share a
+    compilation."""
+
+    network: nn.Module
+
+    def __call__(self, params: PyTree, x: Array, timestep: Array, context: Array) -> Array:
+        return self.network.apply({"params": params}, x, timestep, context)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A denoiser with everything it needs: conditioner, schedule, encoder and first stage.
+
+    Latents here are scaled, as the denoiser sees them.
+    """
+
+    network: nn.Module
+    conditioner: Conditioner
+    params: PyTree  # {"denoiser": ..., "conditioner": ...}
+    spec: Mapping[str, Any]
+    schedule: Schedule
+    encoder: SSLEncoder
+    first_stage: FirstStage
+
+    @property
+    def patch_px(self) -> int:
+        """Side of a patch (and of a window) in pixels."""
+        return self.spec["patch_px"]
+
+    @property
+    def mpp(self) -> float:
+        """Resolution the model was trained at, µm per pixel."""
+        return self.spec["mpp"]
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent pixel."""
+        return self.first_stage.network.factor
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return self.first_stage.network.latent_channels
+
+    @cached_property
+    def _latent_scale(self) -> tuple[float, float]:
+        latent = self.first_stage.spec["latent"]
+        return latent["shift"], latent["scale"]
+
+    def denoiser(self, guidance: float) -> Denoiser:
+        """The denoiser under classifier-free guidance of that scale (1: none)."""
+        tokens = self.spec["embedding"]["tokens"]
+        return make_denoiser(
+            Apply(self.network),
+            self.params["denoiser"],
+            self.schedule,
+            self.spec["diffusion"]["prediction"],
+            null_context(self.params["conditioner"], tokens),
+            guidance,
+        )
+
+    def context(self, embedding: Float[Any, "n tokens dim"]) -> Float[Array, "n tokens width"]:
+        """What the denoiser attends to. InputError unless the embedding is of the model's kind."""
+        expected = self.spec["embedding"]
+        if embedding.ndim != 3 or embedding.shape[1:] != (expected["tokens"], expected["dim"]):
+            raise InputError(
+                f"embedding of shape {tuple(embedding.shape)}, expected [n, {expected['tokens']}, "
+                f"{expected['dim']}]; use embeddings of the model's own encoder"
+            )
+        return self.conditioner.apply(
+            {"params": self.params["conditioner"]}, jnp.asarray(embedding)
+        )
+
+    def encode(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float[np.ndarray, "n h w c"]:
+        """Scaled latents of uint8 images."""
+        shift, scale = self._latent_scale
+        return (self.first_stage.encode(images) - shift) * scale
+
+    def decode(self, latent: Float[Any, "n h w c"]) -> Float[Array, "n H W 3"]:
+        """Images in [-1, 1] of scaled latents."""
+        shift, scale = self._latent_scale
+        return self.first_stage.decode(latent / scale + shift)
+
+
+def load_model(folder: str | Path) -> Model:
+    """Opens a trained model's folder. InputError, before anything compiles, if it is not whole."""
+    spec = read_spec(folder, "denoiser")
+    encoder = load_encoder(demo.resolve(folder) / "encoder")
+    first_stage = load_autoencoder(demo.resolve(folder) / "autoencoder")
+    network, conditioner = build_network(spec["architecture"]), Conditioner(spec["context_width"])
+    shapes = jax.eval_shape(
+        partial(init_denoiser, network, conditioner, spec, first_stage.network), jax.random.key(0)
+    )
+    params = jax.tree.map(jnp.asarray, read_params(folder, shapes))
+    schedule = make_schedule(**spec["diffusion"]["schedule"])
+    return Model(network, conditioner, params, spec, schedule, encoder, first_stage)
+
+
+def init_denoiser(
+    network: nn.Module,
+    conditioner: Conditioner,
+    spec: Mapping[str, Any],
+    autoencoder: Autoencoder,
+    key: Array,
+) -> PyTree:
+    """Fresh parameters {"denoiser": ..., "conditioner": ...} for the shapes that `spec`
+    describes."""
+    size = spec["patch_px"] // autoencoder.factor
+    latent = jnp.zeros((1, size, size, autoencoder.latent_channels))
+    embedding = jnp.zeros((1, spec["embedding"]["tokens"], spec["embedding"]["dim"]))
+    network_key, conditioner_key = jax.random.split(key)
+    variables = conditioner.init(conditioner_key, embedding)
+    context = conditioner.apply(variables, embedding)
+    denoiser = network.init(network_key, latent, jnp.zeros(1), context)
+    return {"denoiser": denoiser["params"], "conditioner": variables["params"]}

@@ -1,0 +1,283 @@
+"""The commands as a user runs them: the whole chain, bad input, an installed wheel."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, run_command
+from PIL import Image
+
+SLIDE = "demo:cmu_small_region.svs"
+REGION = "768,2048,128,96"
+
+
+def fails_with(result: subprocess.CompletedProcess, *phrases: str) -> None:
+    """Exit code 2 and one line that holds every phrase; no traceback."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: "), line
+    for phrase in phrases:
+        assert phrase in line, line
+
+
+@pytest.fixture(scope="module")
+def generated(run_dir, tmp_path_factory):
+    """A small stitched image from a held-out region, with its grid saved."""
+    folder = tmp_path_factory.mktemp("generated")
+    result = run_command(
+        "generate",
+        f"--model={run_dir / 'model'}",
+        f"--reference={SLIDE}",
+        f"--region={REGION}",
+        f"--output={folder / 'image.png'}",
+        f"--save_grid={folder / 'grid.npy'}",
+        "--window_batch=7",
+    )
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_image_has_the_size_of_its_region(generated):
+    image = Image.open(generated / "image.png")
+    assert image.size == (128, 96)
+    settings = json.loads((generated / "image.json").read_text())
+    assert settings["region"] == [768, 2048, 128, 96] and settings["seconds"] > 0
+    assert np.load(generated / "grid.npy").shape == (2, 2, 1, 192)
+
+
+def test_reference_and_its_grid_give_the_identical_image(run_dir, generated):
+    """No pixel of the reference reaches the image: its embeddings alone make the same one."""
+    result = run_command(
+        "generate",
+        f"--model={run_dir / 'model'}",
+        f"--grid={generated / 'grid.npy'}",
+        "--size=128x96",
+        f"--output={generated / 'again.png'}",
+        "--window_batch=7",
+    )
+    assert result.returncode == 0, result.stderr
+    assert (generated / "again.png").read_bytes() == (generated / "image.png").read_bytes()
+
+
+def test_sample_and_evaluate_make_a_report(run_dir, records_dir, generated, tmp_path):
+    result = run_command(
+        "sample",
+        f"--model={run_dir / 'model'}",
+        f"--records={records_dir}",
+        "--count=12",
+        f"--output={tmp_path / 'samples'}",
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "samples" / "patches").glob("*.png"))) == 12
+    result = run_command(
+        "evaluate",
+        f"--model={run_dir / 'model'}",
+        f"--records={records_dir}",
+        f"--samples={tmp_path / 'samples'}",
+        f"--stitched={generated / 'image.png'}",
+        f"--train={run_dir}",
+        f"--output={tmp_path}",
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["patch"]["fd_noise"] > report["patch"]["fd_real_real"] > 0
+    assert report["encoder"]["retrieval_at_1"] > report["encoder"]["random_init_retrieval_at_1"]
+    assert report["autoencoder"]["psnr_db"] > 20
+    assert report["large_image"]["held_out"] is True
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/png;base64," in page
+
+
+@pytest.mark.parametrize(
+    "module, arguments, phrases",
+    [
+        (
+            "train",
+            ["--config=configs/nothing.py", "--workdir={tmp}/w"],
+            ["no such config", "nothing.py"],
+        ),
+        ("train", ["--config=configs/demo.py:vae", "--workdir={tmp}/w"], ["expected unet or dit"]),
+        ("train", ["--workdir={tmp}/w"], ["--config"]),
+        ("train", ["--config=configs/demo.py", "--config.stepz=3", "--workdir={tmp}/w"], ["stepz"]),
+        (
+            "train",
+            ["--config=configs/demo.py", "--workdir={tmp}/w", "--config.data.dir={tmp}/none"],
+            ["no records in", "ssl_diffusion.prepare"],
+        ),
+        (
+            "train",
+            ["--config=configs/bracs.py", "--workdir={tmp}/w"],
+            [
+                "BRACS",
+                "data/bracs/BRACS_RoI/latest_version/{train,val,test}/",
+                "python -m ssl_diffusion.prepare --config=configs/bracs.py",
+            ],
+        ),
+        ("prepare", ["--config=configs/bracs.py", "--output={tmp}/r"], ["BRACS"]),
+        (
+            "prepare",
+            ["--config=configs/demo.py", "--config.data.images={tmp}/no.svs", "--output={tmp}/r"],
+            ["no images in"],
+        ),
+        (
+            "prepare",
+            ["--config=configs/demo.py", "--config.data.images={tmp}/text.svs", "--output={tmp}/r"],
+            ["text.svs"],
+        ),
+        (
+            "generate",
+            ["--model={model}", "--reference={tmp}/text.svs", "--output={tmp}/x.png"],
+            ["no slide"],
+        ),
+        (
+            "generate",
+            [
+                "--model={model}",
+                "--reference=" + SLIDE,
+                "--region=2000,0,512,512",
+                "--output={tmp}/x.png",
+            ],
+            ["2000,0,512,512", "2220x2967"],
+        ),
+        (
+            "generate",
+            ["--model={model}", "--grid={tmp}/wide.npy", "--output={tmp}/x.png"],
+            ["[2, 2, 1, 64]", "[rows, cols, 1, 192]"],
+        ),
+        (
+            "generate",
+            ["--model={tmp}", "--grid={tmp}/wide.npy", "--output={tmp}/x.png"],
+            ["model.json"],
+        ),
+        ("sample", ["--model={model}", "--records={tmp}", "--output={tmp}/s"], ["no records in"]),
+        (
+            "evaluate",
+            ["--model={model}", "--records={records}", "--samples={tmp}", "--output={tmp}/e"],
+            ["samples.json"],
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    module, arguments, phrases, run_dir, records_dir, tmp_path
+):
+    (tmp_path / "text.svs").write_text("these are notes, not a slide")
+    np.save(tmp_path / "wide.npy", np.zeros((2, 2, 1, 64), np.float32))
+    places = {
+        "{tmp}": str(tmp_path),
+        "{model}": str(run_dir / "model"),
+        "{records}": str(records_dir),
+    }
+    for name, place in places.items():
+        arguments = [argument.replace(name, place) for argument in arguments]
+    fails_with(run_command(module, *arguments), *phrases)
+    left = {path.name for path in tmp_path.iterdir()} - {"text.svs", "wide.npy", "e", "s"}
+    assert not left
+
+
+def test_truncated_weights_are_named(run_dir, tmp_path):
+
+    shutil.copytree(run_dir / "model", tmp_path / "model")
+    weights = tmp_path / "model" / "weights.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    result = run_command(
+        "generate",
+        f"--model={tmp_path / 'model'}",
+        f"--reference={SLIDE}",
+        f"--region={REGION}",
+        f"--output={tmp_path / 'x.png'}",
+    )
+    fails_with(result, str(weights), "damaged")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_workdir_of_another_config_in_a_real_run(run_dir, records_dir):
+    result = run_command(
+        "train",
+        *TINY,
+        f"--workdir={run_dir}",
+        f"--config.data.dir={records_dir}",
+        "--config.seed=7",
+    )
+    fails_with(result, "belongs to another config", "seed is 0 there, 7 here")
+
+
+def test_installed_wheel_carries_slide_and_models(tmp_path):
+    """Built from a copy of the sources, installed elsewhere, used from elsewhere."""
+
+    source = tmp_path / "source"
+    shutil.copytree(
+        ROOT,
+        source,
+        ignore=shutil.ignore_patterns(
+            ".git", ".venv", "out", "data", "runs", "build", "*.egg-info"
+        ),
+    )
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--wheel-dir",
+            tmp_path,
+            source,
+        ],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for part in (
+        "cmu_small_region.svs",
+        "split.json",
+        "LICENSE-slide.txt",
+        "encoder/model.json",
+        "encoder/weights.safetensors",
+        "autoencoder/model.json",
+        "autoencoder/weights.safetensors",
+    ):
+        assert f"ssl_diffusion/demo/{part}" in names
+    weights = [
+        info for info in zipfile.ZipFile(wheel).infolist() if info.filename.endswith("safetensors")
+    ]
+    assert sum(info.file_size for info in weights) < 12e6
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            tmp_path / "site",
+            wheel,
+        ],
+        check=True,
+    )
+    script = (
+        "import ssl_diffusion, sys; from ssl_diffusion import demo; "
+        "from ssl_diffusion.data.slides import open_image; "
+        "from ssl_diffusion.weights.model import load_autoencoder, load_encoder; "
+        "print(ssl_diffusion.__file__); "
+        "patch = open_image(demo.SLIDE).read(1024, 2048, 64, 64)[None]; "
+        "print(load_encoder(demo.ENCODER).embed(patch).shape, "
+        "load_autoencoder(demo.AUTOENCODER).encode(patch).shape)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(tmp_path / "site")),
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(str(tmp_path / "site"))
+    assert "(1, 1, 192) (1, 16, 16, 4)" in result.stdout

@@ -1,0 +1,235 @@
+"""Slides, splits, records and the reader."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from conftest import load_config, shrink
+from ml_collections import ConfigDict
+from PIL import Image
+
+from ssl_diffusion import demo
+from ssl_diffusion.data.patches import tissue_patches
+from ssl_diffusion.data.pipeline import training_batches
+from ssl_diffusion.data.records import open_records
+from ssl_diffusion.data.slides import open_image
+from ssl_diffusion.data.sources import find_images, split_patches
+from ssl_diffusion.data.split import make_split, read_split
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.files import read_json
+from ssl_diffusion.prepare import prepare
+
+STAGES = ("demo", "demo_autoencoder", "demo_encoder")
+
+
+def test_shipped_slide_is_read():
+    slide = open_image(demo.SLIDE)
+    assert (slide.width, slide.height, slide.mpp) == (2220, 2967, 0.499)
+    pixels = slide.read(1024, 2048, 256, 256)
+    assert pixels.shape == (256, 256, 3) and pixels.dtype == np.uint8
+    red, green, blue = pixels.reshape(-1, 3).mean(0)
+    assert red > blue > green  # eosin and haematoxylin
+
+
+def test_slide_holds_623_tissue_patches():
+    assert sum(1 for _ in tissue_patches(open_image(demo.SLIDE), 64, 64, 0.12)) == 623
+
+
+def test_shipped_split_is_what_its_seed_draws():
+    shipped = read_json(demo.resolve(demo.SPLIT), "split")
+    drawn = make_split(demo.SLIDE, seed=shipped["drawn"]["seed"])
+    assert json.loads(json.dumps(drawn)) == shipped
+    assert 0.18 < shipped["drawn"]["held_out_patches"] / 623 < 0.22
+
+
+def test_no_training_patch_of_any_stage_overlaps_a_held_out_block():
+    held_out = np.zeros((2967, 2220), bool)
+    for x, y in read_json(demo.resolve(demo.SPLIT), "split")["sources"]["cmu_small_region.svs"][
+        "held_out"
+    ]:
+        held_out[y : y + 256, x : x + 256] = True
+    sections = {stage: load_config(stage).data for stage in STAGES}
+    geometry = ("images", "split", "patch_px", "stride_px", "mpp", "min_saturation")
+    recipes = {tuple(section[name] for name in geometry) for section in sections.values()}
+    assert len(recipes) == 1  # so that one pass below speaks for all three stages
+    counts = {"train": 0, "test": 0}
+    for split, _, patch in split_patches(demo.SLIDE, sections["demo"]):
+        covered = held_out[patch.y : patch.y + 64, patch.x : patch.x + 64]
+        assert covered.all() if split == "test" else not covered.any()
+        counts[split] += 1
+    assert counts == {"train": 7323, "test": 130}
+
+
+def test_shipped_models_name_the_shipped_split():
+    digest = read_split(demo.SPLIT).sha256
+    for folder in (demo.ENCODER, demo.AUTOENCODER):
+        spec = read_json(demo.resolve(folder) / "model.json", "model")
+        assert spec["trained"]["split_sha256"] == digest
+        assert spec["trained"]["measured"] and spec["trained"]["command"]
+
+
+def test_split_of_another_image_is_refused(tmp_path):
+    split = read_json(demo.resolve(demo.SPLIT), "split")
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    (tmp_path / "cmu_small_region.svs").write_bytes(b"another slide")
+    with pytest.raises(InputError, match="SHA-256"):
+        read_split(tmp_path / "split.json")
+
+
+def test_resampling_keeps_physical_size_and_has_no_seams(tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = np.asarray(
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).resize(
+            (600, 400), Image.BICUBIC
+        )
+    )
+    Image.fromarray(smooth).save(tmp_path / "roi.png")
+    half = open_image(tmp_path / "roi.png").at(0.5, assumed_mpp=0.25)
+    assert (half.width, half.height) == (300, 200)
+    whole = half.read(0, 0, 300, 200).astype(int)
+    np.testing.assert_allclose(whole, smooth.reshape(200, 2, 300, 2, 3).mean((1, 3)), atol=6)
+    tile = half.read(96, 64, 64, 64).astype(int)
+    assert np.abs(tile - whole[64:128, 96:160]).max() <= 1  # rounding only
+
+
+def test_unknown_resolution_and_coarse_images_are_refused(tmp_path):
+    Image.new("RGB", (80, 80)).save(tmp_path / "plain.png")
+    image = open_image(tmp_path / "plain.png")
+    with pytest.raises(InputError, match="source_mpp"):
+        image.at(0.5)
+    with pytest.raises(InputError, match="coarser"):
+        image.at(0.5, assumed_mpp=1.0)
+
+
+def test_region_outside_and_file_that_is_no_slide(tmp_path):
+    with pytest.raises(InputError, match="2220x2967"):
+        open_image(demo.SLIDE).read(2000, 0, 256, 256)
+    (tmp_path / "notes.svs").write_text("not a slide")
+    with pytest.raises(InputError, match="no slide"):
+        open_image(tmp_path / "notes.svs")
+    with pytest.raises(InputError, match="no image or slide"):
+        open_image(tmp_path / "missing.svs")
+
+
+def test_folders_are_splits_and_resolution_is_assumed(tmp_path):
+    rng = np.random.default_rng(1)
+    for split in ("train", "test"):
+        folder = tmp_path / split / "0_N"
+        folder.mkdir(parents=True)
+        pixels = rng.integers(0, 255, (256, 300, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"roi_{split}.png")
+    data = load_config("bracs").data
+    data.update({"images": str(tmp_path), "patch_px": 64, "stride_px": 32})
+    found = [
+        (split, patch.x, patch.y)
+        for path in find_images(data)
+        for split, _, patch in split_patches(path, data)
+    ]
+    assert found.count(("train", 32, 64)) == 1 and ("test", 32, 64) not in found
+    assert (
+        sum(split == "train" for split, *_ in found) == 3 * 3
+    )  # 150 x 128 px at 0.5 µm/px, stride 32
+    assert sum(split == "test" for split, *_ in found) == 2 * 2
+
+
+def test_records_hold_what_was_prepared(records_dir):
+    records = open_records(records_dir)
+    test = records.source("test")
+    assert (len(records.source("train")), len(test)) == (477, 130)
+    example = test[17]
+    assert example["embedding"].shape == (1, 192) and example["embedding"].dtype == np.float32
+    assert example["latent"].shape == (16, 16, 4) and example["latent"].dtype == np.float32
+    slide = open_image(demo.SLIDE)
+    np.testing.assert_array_equal(example["image"], slide.read(example["x"], example["y"], 64, 64))
+
+    from ssl_diffusion.weights.model import load_autoencoder, load_encoder
+
+    encoder = load_encoder(records_dir / "encoder")
+    np.testing.assert_array_equal(encoder.embed(example["image"][None])[0], example["embedding"])
+    stage = load_autoencoder(records_dir / "autoencoder")
+    raw = stage.encode(example["image"][None])[0].astype(np.float16).astype(np.float32)
+    latent = stage.spec["latent"]
+    np.testing.assert_allclose(
+        example["latent"], (raw - latent["shift"]) * latent["scale"], atol=1e-6
+    )
+    scaled = np.concatenate(list(records.source("train", ("latent",)).chunks("latent")))
+    assert 0.8 < scaled.std() < 1.25  # what the schedule is made for
+
+    mean = np.mean(
+        list(records.source("train", ("embedding",)).chunks("embedding", 477))[0], axis=0
+    )
+    np.testing.assert_allclose(records.metadata["embedding"]["train_mean"], mean, atol=1e-5)
+
+
+def test_records_open_in_tfds(records_dir):
+    source = tfds.builder_from_directory(str(records_dir)).as_data_source("test")
+    assert len(source) == 130 and source[0]["image"].startswith(b"\x89PNG")
+
+
+def test_prepare_reuses_the_same_recipe_and_refuses_another(records_dir):
+    data = shrink(load_config("demo")).data
+    before = (records_dir / "dataset_info.json").stat().st_mtime_ns
+    prepare(data, records_dir)
+    assert (records_dir / "dataset_info.json").stat().st_mtime_ns == before
+    data.min_saturation = 0.2
+    with pytest.raises(InputError, match="min_saturation"):
+        prepare(data, records_dir)
+
+
+def test_failed_preparation_leaves_nothing(tmp_path):
+    data = shrink(load_config("demo")).data
+    data.min_saturation = 0.999  # no patch passes
+    with pytest.raises(InputError, match="patches found"):
+        prepare(data, tmp_path / "records")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Numbers:
+    """A source whose examples are their own index."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        return {"index": np.int64(index)}
+
+
+def test_processes_read_disjoint_rows_of_the_same_global_batches():
+    whole = training_batches(Numbers(24), 8, seed=3)
+    parts = [training_batches(Numbers(24), 8, seed=3, process=p, processes=2) for p in range(2)]
+    for _ in range(2):  # two epochs
+        seen = []
+        for _ in range(3):
+            rows = [next(part)["index"] for part in parts]
+            np.testing.assert_array_equal(np.concatenate(rows), next(whole)["index"])
+            assert not set(rows[0]) & set(rows[1])
+            seen.extend(np.concatenate(rows))
+        assert sorted(seen) == list(range(24))
+
+
+def test_reader_resumes_in_the_middle_of_an_epoch():
+    reader = training_batches(Numbers(40), 8, seed=5)
+    for _ in range(3):
+        next(reader)
+    place = json.loads(json.dumps(reader.get_state()))
+    expected = [next(reader)["index"] for _ in range(6)]
+    resumed = training_batches(Numbers(40), 8, seed=5)
+    resumed.set_state(place)
+    np.testing.assert_array_equal([next(resumed)["index"] for _ in range(6)], expected)
+
+
+def test_batches_that_cannot_be_are_refused():
+    with pytest.raises(InputError, match="batch size 9"):
+        training_batches(Numbers(40), 9, seed=0, processes=2)
+    with pytest.raises(InputError, match="the 4 records"):
+        training_batches(Numbers(4), 8, seed=0)
+
+
+def test_source_mpp_without_images_says_what_to_get():
+    data = ConfigDict(load_config("bracs").data)
+    with pytest.raises(InputError, match="BRACS_RoI"):
+        find_images(data)

@@ -1,0 +1,287 @@
+"""The loop: exact resumption, device counts, objectives, checkpoints."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, load_config, run_command, shrink
+from safetensors.numpy import load_file
+
+from ssl_diffusion.data.records import open_records
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.files import read_json
+from ssl_diffusion.train import train
+from ssl_diffusion.training.logs import read_metrics
+from ssl_diffusion.training.state import init_state, make_optimizer, make_train_step
+from ssl_diffusion.training.tasks.autoencoder import AutoencoderTask
+from ssl_diffusion.training.tasks.denoiser import DenoiserTask
+from ssl_diffusion.training.tasks.encoder import contrastive_loss
+
+
+def losses(workdir) -> list[float]:
+    return [line["loss"] for line in read_metrics(workdir)]
+
+
+def test_a_run_leaves_what_it_promises(run_dir):
+    assert [line["step"] for line in read_metrics(run_dir)] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(losses(run_dir)))
+    assert (run_dir / "samples" / "00000006.png").read_bytes().startswith(b"\x89PNG")
+    assert list((run_dir / "tensorboard").iterdir())
+    summary = read_json(run_dir / "summary.json", "summary")
+    assert summary["steps"] == 6 and summary["images_per_second"] > 0
+    spec = read_json(run_dir / "model" / "model.json", "model")
+    assert spec["kind"] == "denoiser" and spec["trained"]["steps"] == 6
+    for part in ("encoder", "autoencoder"):
+        assert (run_dir / "model" / part / "weights.safetensors").is_file()
+
+
+def test_killed_run_goes_on_to_the_same_bits(records_dir, run_dir, tmp_path):
+    """SIGKILL after step 3 (the last checkpoint is of step 2), then the same command again."""
+    workdir = tmp_path / "train"
+    arguments = [*TINY, f"--workdir={workdir}", f"--config.data.dir={records_dir}"]
+    command = [sys.executable, "-m", "ssl_diffusion.train", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stderr=subprocess.DEVNULL)
+    while process.poll() is None and not any(line["step"] >= 3 for line in read_metrics(workdir)):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "summary.json").exists()
+    resumed = run_command("train", *arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    # `run_dir` is the same run, never disturbed.
+    undisturbed = load_file(run_dir / "model" / "weights.safetensors")
+    weights = load_file(workdir / "model" / "weights.safetensors")
+    assert undisturbed.keys() == weights.keys()
+    for name, value in undisturbed.items():
+        np.testing.assert_array_equal(weights[name], value, err_msg=name)
+    assert losses(workdir) == losses(run_dir)
+
+
+def test_eight_devices_follow_the_loss_of_one(records_dir, run_dir, tmp_path):
+    arguments = [*TINY, f"--workdir={tmp_path / 'train'}", f"--config.data.dir={records_dir}"]
+    result = run_command("train", *arguments, devices=8)
+    assert result.returncode == 0, result.stderr
+    # Sums over the batch are taken in another order: a few units in the last place of float32.
+    np.testing.assert_allclose(losses(tmp_path / "train"), losses(run_dir), rtol=2e-5)
+
+
+def test_finished_run_is_left_alone(run_dir, records_dir):
+    before = (run_dir / "model" / "weights.safetensors").stat().st_mtime_ns
+    config = shrink(load_config("demo"))
+    config.data.dir = str(records_dir)
+    train(config, run_dir)
+    assert (run_dir / "model" / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_workdir_of_another_config_is_refused(run_dir, records_dir):
+    config = shrink(load_config("demo"))
+    config.data.dir = str(records_dir)
+    config.optimizer.learning_rate = 5e-4
+    with pytest.raises(InputError, match="optimizer.learning_rate is 0.001 there, 0.0005 here"):
+        train(config, run_dir)
+
+
+def test_truncated_checkpoint_is_named_and_the_one_before_still_works(
+    run_dir, records_dir, tmp_path
+):
+    workdir = tmp_path / "train"
+    shutil.copytree(run_dir, workdir)
+    (workdir / "summary.json").unlink()
+    newest = workdir / "checkpoints" / "6"
+    for file in (
+        path for path in newest.rglob("*") if path.is_file() and path.stat().st_size > 4096
+    ):
+        os.truncate(file, file.stat().st_size // 2)
+    config = shrink(load_config("demo"))
+    config.data.dir = str(records_dir)
+    with pytest.raises(InputError, match="checkpoints/6 is damaged.*go on from step 4"):
+        train(config, workdir)
+    shutil.rmtree(newest)
+    train(config, workdir)
+    undisturbed = load_file(run_dir / "model" / "weights.safetensors")
+    for name, value in load_file(workdir / "model" / "weights.safetensors").items():
+        np.testing.assert_array_equal(value, undisturbed[name])
+
+
+def test_disk_that_fills_keeps_the_last_checkpoint(records_dir, run_dir, tmp_path):
+    """A limit on file size stands in for the full disk: writes fail in the same place."""
+    workdir = tmp_path / "train"
+    shutil.copytree(run_dir, workdir)
+    (workdir / "summary.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    arguments = [*TINY, f"--workdir={workdir}", f"--config.data.dir={records_dir}"]
+    script = (
+        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        "sys.argv = ['train', *sys.argv[1:]]; "
+        "runpy.run_module('ssl_diffusion.train', run_name='__main__')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 2, result.stderr
+    assert "no space left to save a checkpoint" in result.stderr.splitlines()[-1]
+    assert "the checkpoint of step 4 is whole" in result.stderr.splitlines()[-1]
+    assert (workdir / "checkpoints" / "4").is_dir()
+    resumed = run_command("train", *arguments)
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_records_of_another_patch_size_and_without_embeddings_are_refused(records_dir, tmp_path):
+    config = shrink(load_config("demo"))
+    config.data.dir = str(records_dir)
+    config.data.patch_px = 128
+    with pytest.raises(InputError, match="patch_px 64, the config 128"):
+        train(config, tmp_path / "a")
+    config = shrink(load_config("demo"))
+    config.data.dir = str(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no records"):
+        train(config, tmp_path / "b")
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_batch_must_divide_among_devices(records_dir, tmp_path):
+    arguments = [*TINY, f"--workdir={tmp_path / 'train'}", f"--config.data.dir={records_dir}"]
+    result = run_command("train", *arguments, "--config.batch_size=10", devices=8)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == "error: batch size 10 does not divide among 8 devices"
+
+
+@pytest.fixture(scope="module")
+def denoiser_task(records_dir):
+    config = shrink(load_config("demo"))
+    return DenoiserTask(config, open_records(records_dir))
+
+
+def _batch(task, count: int) -> dict:
+    source = task.records.source("train", task.fields)
+    return {name: np.stack([source[i][name] for i in range(count)]) for name in task.fields}
+
+
+def test_condition_is_dropped_per_example(denoiser_task):
+    """With every example dropped the embedding cannot matter; with one, only that example's loss
+    changes."""
+    params = denoiser_task.init(jax.random.key(0))
+    # The network starts at zero output: move every parameter, so that the context reaches it.
+    params = jax.tree.map(lambda p: p + 0.02 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
+    batch, key = _batch(denoiser_task, 6), jax.random.key(1)
+    kept = denoiser_task._loss(params, batch, jnp.zeros(6, bool), key)
+    one = denoiser_task._loss(params, batch, jnp.arange(6) == 2, key)
+    changed = np.abs(np.asarray(one - kept)) > 1e-6
+    assert changed.tolist() == [False, False, True, False, False, False]
+    other = batch | {"embedding": batch["embedding"][::-1].copy()}
+    dropped = denoiser_task._loss(params, batch, jnp.ones(6, bool), key)
+    np.testing.assert_array_equal(
+        dropped, denoiser_task._loss(params, other, jnp.ones(6, bool), key)
+    )
+
+
+def test_dropout_has_the_configured_rate(denoiser_task):
+    params = denoiser_task.init(jax.random.key(0))
+    seen = []
+
+    def record(params, batch, drop, key):
+        seen.append(np.asarray(drop))
+        return jnp.zeros(drop.shape)
+
+    original, denoiser_task._loss = denoiser_task._loss, record
+    try:
+        batch = {
+            "embedding": np.zeros((500, 1, 192), np.float32),
+            "latent": np.zeros((500, 1, 1, 4)),
+        }
+        for seed in range(4):
+            denoiser_task.loss(params, batch, jax.random.key(seed))
+    finally:
+        denoiser_task._loss = original
+    assert 0.07 < np.mean(seen) < 0.13
+
+
+def test_step_learns_and_averages(denoiser_task):
+    config = denoiser_task.config.copy_and_resolve_references()
+    config.optimizer.warmup_steps, config.steps = 1, 200
+    optimizer = make_optimizer(config)
+    state = init_state(denoiser_task, optimizer, seed=0)
+    step = jax.jit(make_train_step(denoiser_task, optimizer, 0, ema_decay=0.9))
+    batch = _batch(denoiser_task, 8)
+    history, first = [], state.params
+    for _ in range(30):
+        previous = state
+        state, metrics = step(state, batch)
+        history.append(float(metrics["loss"]))
+    assert np.mean(history[-5:]) < 0.9 * np.mean(history[:5])
+    decay = min(0.9, 30 / 39)
+    for old, new, average in zip(
+        *map(jax.tree.leaves, (previous.ema, state.params, state.ema)), strict=True
+    ):
+        np.testing.assert_allclose(average, decay * old + (1 - decay) * new, atol=1e-6)
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(*map(jax.tree.leaves, (first, state.params)), strict=True)
+    ]
+    assert np.mean(np.array(moved) > 0) > 0.95
+
+
+def test_non_finite_loss_stops_before_it_is_saved(records_dir, tmp_path):
+    config = shrink(load_config("demo"))
+    config.data.dir = str(records_dir)
+    config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e30, 1
+    config.optimizer.clip_norm = 1e30
+    with pytest.raises(InputError, match="the loss is (nan|inf) at step"):
+        train(config, tmp_path / "train")
+    assert all(np.isfinite(losses(tmp_path / "train")))
+
+
+def test_contrastive_loss_on_numbers_worked_out_by_hand():
+    first = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    # Views equal: logits of the partner 1/t, of the two others 0.
+    expected = -np.log(np.exp(2.0) / (np.exp(2.0) + 2))
+    np.testing.assert_allclose(contrastive_loss(first, 3 * first, 0.5), [expected] * 2, rtol=1e-6)
+    swapped = contrastive_loss(first, first[::-1], 0.5)
+    np.testing.assert_allclose(swapped, [-np.log(1 / (np.exp(2.0) + 2))] * 2, rtol=1e-6)
+
+
+def test_autoencoder_kl_is_zero_for_a_standard_normal_posterior(records_dir):
+    config = shrink(load_config("demo_autoencoder"))
+    task = AutoencoderTask(config, open_records(records_dir))
+    params = jax.tree.map(jnp.zeros_like, task.init(jax.random.key(0)))
+    image = np.full((2, 64, 64, 3), 255, np.uint8)
+    loss, terms = task.loss(params, {"image": image}, jax.random.key(1))
+    np.testing.assert_allclose(terms["kl"], 0, atol=1e-7)
+    np.testing.assert_allclose(loss, 2.0, atol=1e-5)  # L1 and L2 of white against zero
+
+
+def test_encoder_and_autoencoder_train_by_the_same_loop(records_dir, tmp_path):
+    for name in ("demo_autoencoder", "demo_encoder"):
+        config = shrink(load_config(name))
+        config.steps, config.data.dir = 2, str(records_dir)
+        if name == "demo_encoder":
+            config.model.architecture.depth = 1
+        train(config, tmp_path / name)
+        spec = json.loads((tmp_path / name / "model" / "model.json").read_text())
+        assert spec["kind"] == name.removeprefix("demo_")
+        assert spec["trained"]["measured"]
+
+
+@pytest.mark.slow
+def test_every_shipped_config_traces_a_step(records_dir):
+    """Full-size architectures too: shapes only, nothing is computed."""
+    for name, arguments in (("demo", ("unet",)), ("demo", ("dit",))):
+        config = load_config(name, *arguments)
+        task = DenoiserTask(config, open_records(records_dir))
+        optimizer = make_optimizer(config)
+        state = jax.eval_shape(lambda task=task, o=optimizer: init_state(task, o, 0))
+        batch = {
+            "latent": jax.ShapeDtypeStruct((8, 16, 16, 4), np.float32),
+            "embedding": jax.ShapeDtypeStruct((8, 1, 192), np.float32),
+        }
+        after, _ = jax.eval_shape(make_train_step(task, optimizer, 0, 0.9), state, batch)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
