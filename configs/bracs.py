@@ -1,5 +1,4 @@
-"""Breast tissue of BRACS (Brancati et al. 2022) at 20x: the full-size U-Net of Graikos et al. 2024,
-table 1.
+"""BRACS (Brancati et al. 2022) at 20x: the full-size U-Net of Graikos et al. 2024, table 1.
 
     python -m ssl_diffusion.prepare --config=configs/bracs.py \
         --config.data.encoder=weights/hipt --config.data.autoencoder=weights/vq_f4

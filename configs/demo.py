@@ -1,5 +1,4 @@
-"""The demo: a small embedding-conditioned denoiser on the slide that ships with the package, on a
-CPU.
+"""The demo: a small embedding-conditioned denoiser of the shipped slide, on a CPU.
 
     python -m ssl_diffusion.prepare --config=configs/demo.py
     python -m ssl_diffusion.train --config=configs/demo.py --workdir=runs/demo            # U-Net
@@ -23,7 +22,7 @@ UNET = {
     "attention_levels": (1,),
     "heads": 4,
     "transformer_depth": 1,
-    "out_channels": 4,
+    "out_channels": 6,
     "scale_shift": True,
     "pooled_context": True,
 }
@@ -33,7 +32,7 @@ DIT = {
     "width": 192,
     "depth": 6,
     "heads": 3,
-    "out_channels": 4,
+    "out_channels": 6,
     "adaln": "block",
     "pooled_context": True,
 }

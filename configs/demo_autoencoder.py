@@ -1,5 +1,4 @@
-"""The demo's first stage: a small KL-f4 autoencoder, trained on the training patches of the shipped
-slide.
+"""The demo's first stage: a small KL-f4 autoencoder of the shipped slide's training patches.
 
 python -m ssl_diffusion.prepare --config=configs/demo_autoencoder.py
 python -m ssl_diffusion.train --config=configs/demo_autoencoder.py --workdir=runs/demo_autoencoder

@@ -1,5 +1,4 @@
-"""The demo's SSL encoder: a small ViT, trained by SimCLR on the training patches of the shipped
-slide.
+"""The demo's SSL encoder: a small ViT, by SimCLR on the shipped slide's training patches.
 
 python -m ssl_diffusion.prepare --config=configs/demo_encoder.py
 python -m ssl_diffusion.train --config=configs/demo_encoder.py --workdir=runs/demo_encoder

@@ -21,6 +21,7 @@ for argument in "$@"; do
     *) OUT="$argument" ;;
   esac
 done
+use_every_core
 mkdir -p "$OUT"
 OUT="$(cd "$OUT" && pwd)"
 cd "$ROOT"

@@ -5,6 +5,17 @@
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON="$ROOT/.venv/bin/python"
 
+# On a CPU, XLA runs a convolution on one core per device, and hands its work space back to the system after every
+# step. One device per core (a power of two, which divides the batch) and an allocator that keeps its memory make
+# training there two to four times as fast. Neither changes anything on an accelerator.
+use_every_core() {
+  local cores devices=1
+  cores="$(getconf _NPROCESSORS_ONLN)"
+  while [ $((devices * 2)) -le "$cores" ] && [ "$devices" -lt 8 ]; do devices=$((devices * 2)); done
+  export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
+  export MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456 MALLOC_MMAP_MAX_=0
+}
+
 make_environment() {
   local stamp="$ROOT/.venv/installed${EXTRAS:-}"
   if [ -e "$stamp" ] && ! [ "$ROOT/requirements.txt" -nt "$stamp" ] && ! [ "$ROOT/pyproject.toml" -nt "$stamp" ]; then

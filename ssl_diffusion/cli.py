@@ -1,15 +1,12 @@
 """How every command starts: flags in, one clear line and exit code 2 when the input is unusable."""
 
-import errno
 import logging
 import sys
 from collections.abc import Callable
 
 from absl import flags
 
-from ssl_diffusion.errors import InputError
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from ssl_diffusion.errors import DISK_FULL, InputError
 
 
 def run(main: Callable[[], None], flag_values: flags.FlagValues) -> None:

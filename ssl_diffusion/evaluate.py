@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from jaxtyping import Float, Int, UInt8
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from ssl_diffusion import cli, demo
 from ssl_diffusion.data.records import Records, Source, open_records
-from ssl_diffusion.data.slides import open_image
+from ssl_diffusion.data.slides import Picture, open_image
 from ssl_diffusion.data.split import read_split
 from ssl_diffusion.encoders.augment import views_of
 from ssl_diffusion.errors import InputError
@@ -38,7 +37,6 @@ from ssl_diffusion.evaluation.report import LargeImage, Pair, html_page
 from ssl_diffusion.evaluation.roundtrip import reconstruct, reconstruct_region
 from ssl_diffusion.evaluation.seams import border_lines
 from ssl_diffusion.files import read_json, replacing, write_json
-from ssl_diffusion.pixels import to_uint8
 from ssl_diffusion.stitching.reference import embed_region
 from ssl_diffusion.stitching.windows import window_origins
 from ssl_diffusion.weights.model import Model, load_model
@@ -76,7 +74,6 @@ def main() -> None:
         raise InputError("nothing to evaluate: give --samples, --stitched or both")
     model, records = load_model(MODEL.value), open_records(RECORDS.value)
     held_out = records.source("test", ("image", "embedding"))
-    check_records(model, records, held_out)
     report: dict[str, Any] = {}
     settings: dict[str, Any] = {"model": model.spec}
     indices = np.arange(len(held_out))
@@ -86,10 +83,13 @@ def main() -> None:
         )
     if STITCHED.value:
         stitched, settings["stitched"] = inputs.read_stitched(Path(STITCHED.value))
+        picture = open_image(settings["stitched"]["reference"])
+        picture.read(*settings["stitched"]["region"])  # raises now rather than after minutes
     losses = None
     if TRAIN.value:
         losses, report["train"] = inputs.read_training(Path(TRAIN.value))
     timings = read_json(TIMINGS.value, "timings") if TIMINGS.value else {}
+    check_records(model, records, held_out)
 
     logging.info("evaluate: encoder and autoencoder on %d held-out patches", len(indices))
     real = np.stack([held_out[int(index)]["image"] for index in indices])
@@ -102,7 +102,7 @@ def main() -> None:
         report |= sections
     if STITCHED.value:
         report["large_image"], large = evaluate_large_image(
-            model, records, trained, stitched, settings["stitched"]
+            model, records, trained, picture, stitched, settings["stitched"]
         )
     report["autoencoder"] = measures.autoencoder_numbers(real, reconstructions)
     report["encoder"] = evaluate_encoder(model, real)
@@ -165,11 +165,11 @@ def evaluate_large_image(
     model: Model,
     records: Records,
     trained: Moments,
+    picture: Picture,
     stitched: UInt8[np.ndarray, "h w 3"],
     settings: dict[str, Any],
 ) -> tuple[dict[str, Any], LargeImage]:
     """The section `large_image`, and the pictures to show."""
-    picture = open_image(settings["reference"])
     x, y, width, height = settings["region"]
     real = picture.read(x, y, width, height)
     patch, window = model.patch_px, model.patch_px // model.factor
@@ -200,7 +200,7 @@ def evaluate_large_image(
         lines_x=lines(width),
         centre=trained.mean.astype(np.float32),
     )
-    name = demo.resolve(settings["reference"]).name
+    name = demo.resolve(picture.path).name
     held_out = is_held_out(records, name, settings["region"])
     numbers |= {"seconds": settings["seconds"], "held_out": held_out}
     origin = f"{name}, corner at x {x}, y {y} px"

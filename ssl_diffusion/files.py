@@ -14,8 +14,7 @@ from ssl_diffusion.errors import InputError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it over `path` on success, removes it on
-    failure.
+    """Yields a temporary path; renames it over `path` on success, removes it on failure.
 
     The temporary name keeps the suffix of `path`, since writers choose the format from it. Works
     for files and for folders; an older folder of the same name is replaced only once the new one is

@@ -121,8 +121,7 @@ def _batches(images: list[str], data: ConfigDict) -> Iterator[list[tuple[str, di
 
 
 def _recipe(data: ConfigDict) -> dict[str, Any]:
-    """What the records depend on: the `data` section but for where they lie, and the models'
-    hashes."""
+    """What the records depend on: the `data` section, and the hashes of the models."""
     recipe = {
         name: data.get(name)
         for name in (

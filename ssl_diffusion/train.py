@@ -1,5 +1,6 @@
-"""Trains a task from a config: `python -m ssl_diffusion.train --config=configs/demo.py
---workdir=DIR`.
+"""Trains a task from a config.
+
+python -m ssl_diffusion.train --config=configs/demo.py --workdir=DIR
 
 Running the same command again goes on from the last checkpoint. In `workdir`: `config.json`,
 `metrics.jsonl`, `tensorboard/`, `samples/*.png`, `checkpoints/`, and at the end `model/` (the

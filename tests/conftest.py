@@ -1,5 +1,4 @@
-"""Shared, built once a session: real records of the shipped slide and a model trained for a few
-steps."""
+"""Built once a session: records of the shipped slide and a model trained for a few steps."""
 
 import importlib.util
 import os

@@ -280,4 +280,4 @@ def test_installed_wheel_carries_slide_and_models(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(str(tmp_path / "site"))
-    assert "(1, 1, 192) (1, 16, 16, 4)" in result.stdout
+    assert "(1, 1, 192) (1, 16, 16, 6)" in result.stdout

@@ -139,7 +139,7 @@ def test_records_hold_what_was_prepared(records_dir):
     assert (len(records.source("train")), len(test)) == (477, 130)
     example = test[17]
     assert example["embedding"].shape == (1, 192) and example["embedding"].dtype == np.float32
-    assert example["latent"].shape == (16, 16, 4) and example["latent"].dtype == np.float32
+    assert example["latent"].shape == (16, 16, 6) and example["latent"].dtype == np.float32
     slide = open_image(demo.SLIDE)
     np.testing.assert_array_equal(example["image"], slide.read(example["x"], example["y"], 64, 64))
 

@@ -48,8 +48,7 @@ def test_without_colour_or_crop_a_view_is_one_of_the_eight_flips_and_turns(image
     [("brightness", 0.6, 1.4), ("contrast", 0.6, 1.4), ("saturation", 0.6, 1.4)],
 )
 def test_colour_strength_is_what_the_settings_say(name, low, high):
-    """Each change, alone, on an image of two colours whose statistic it scales by a known
-    factor."""
+    """Each change alone, on two colours whose statistic it scales by a known factor."""
     image = np.zeros((16, 16, 3), np.float32)
     image[:8], image[8:] = (0.1, 0.0, -0.1), (-0.05, -0.1, -0.2)
     unit = (image + 1) / 2

@@ -256,6 +256,9 @@ def fake_run(folder: Path) -> None:
         "seconds": 3.5,
     }
     (folder / "stitched.json").write_text(json.dumps(stitched))
+    outside = stitched | {"region": [180, 0, 64, 48]}
+    Image.fromarray(region).save(folder / "elsewhere.png")
+    (folder / "elsewhere.json").write_text(json.dumps(outside))
     (folder / "train").mkdir()
     lines = [json.dumps({"step": step, "loss": 1 / step}) for step in range(1, 30)]
     (folder / "train" / "metrics.jsonl").write_text("\n".join(lines))
@@ -356,6 +359,7 @@ def test_report_without_samples_or_training(finished):
     [
         ("right", ["--output={}/x"], "give --samples, --stitched or both"),
         ("right", ["--samples={}/samples", "--output={}/timings.json"], "cannot write into"),
+        ("right", ["--stitched={}/elsewhere.png", "--output={}/x"], "is not inside"),
         ("of_another_split", ["--samples={}/samples", "--output={}/x"], "with another split"),
         (
             "of_another_encoder",

@@ -167,8 +167,7 @@ def _batch(task, count: int) -> dict:
 
 
 def test_condition_is_dropped_per_example(denoiser_task):
-    """With every example dropped the embedding cannot matter; with one, only that example's loss
-    changes."""
+    """Dropping one changes that one's loss; with all dropped the embedding cannot matter."""
     params = denoiser_task.init(jax.random.key(0))
     # The network starts at zero output: move every parameter, so that the context reaches it.
     params = jax.tree.map(lambda p: p + 0.02 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
@@ -196,7 +195,7 @@ def test_dropout_has_the_configured_rate(denoiser_task):
     try:
         batch = {
             "embedding": np.zeros((500, 1, 192), np.float32),
-            "latent": np.zeros((500, 1, 1, 4)),
+            "latent": np.zeros((500, 1, 1, 6)),
         }
         for seed in range(4):
             denoiser_task.loss(params, batch, jax.random.key(seed))
@@ -280,7 +279,7 @@ def test_every_shipped_config_traces_a_step(records_dir):
         optimizer = make_optimizer(config)
         state = jax.eval_shape(lambda task=task, o=optimizer: init_state(task, o, 0))
         batch = {
-            "latent": jax.ShapeDtypeStruct((8, 16, 16, 4), np.float32),
+            "latent": jax.ShapeDtypeStruct((8, 16, 16, 6), np.float32),
             "embedding": jax.ShapeDtypeStruct((8, 1, 192), np.float32),
         }
         after, _ = jax.eval_shape(make_train_step(task, optimizer, 0, 0.9), state, batch)

@@ -10,8 +10,7 @@ from ssl_diffusion.data.slides import Picture
 
 @dataclass(frozen=True)
 class Patch:
-    """`pixels` uint8 [patch, patch, 3]; (x, y) its corner in the pixels of the picture it was cut
-    from."""
+    """`pixels` uint8 [patch, patch, 3]; (x, y) its corner in the pixels of its picture."""
 
     pixels: np.ndarray
     x: int
@@ -19,8 +18,7 @@ class Patch:
 
 
 def is_tissue(pixels: np.ndarray, min_saturation: float) -> bool:
-    """Whether the mean HSV saturation of uint8 pixels [h, w, 3] exceeds `min_saturation` (0 to
-    1)."""
+    """Whether the mean HSV saturation (0 to 1) of uint8 pixels [h, w, 3] is above the least."""
     high = pixels.max(-1).astype(np.float32)
     low = pixels.min(-1).astype(np.float32)
     return float(np.mean((high - low) / np.maximum(high, 1))) > min_saturation

@@ -60,8 +60,7 @@ class RecordsWriter:
         self._writer.add_examples({split: [example | {"image": encode_png(example["image"])}]})
 
     def close(self, metadata: dict) -> None:
-        """Writes the indices and the data set's description; without it the folder is not a data
-        set."""
+        """Writes the data set's description; without it the folder is no data set."""
         self._info.metadata.update(metadata)
         self._writer.close_all()
 
@@ -105,8 +104,7 @@ class Records:
         self.features = tuple(self._builder.info.features)
 
     def source(self, split: str, fields: tuple[str, ...] | None = None) -> Source:
-        """Random access to `split`; each example is a dict of the `fields` asked for (all by
-        default):
+        """Random access to `split`; each example is a dict of the `fields` (all by default):
 
         image uint8 [h, w, 3], embedding float32 [tokens, dim], latent float32 [h, w, c] scaled as
         the denoiser sees it, x, y int, source str. Raises InputError for an unknown split or field.
@@ -128,8 +126,7 @@ class Records:
 
 
 def open_records(folder: str | Path, instructions: str = "") -> Records:
-    """Opens the records in `folder`; InputError, ending with `instructions`, when there are
-    none."""
+    """Opens the records in `folder`; InputError, with `instructions`, if there are none."""
     folder = Path(folder)
     if not (folder / "dataset_info.json").is_file():
         advice = instructions or "Make them with python -m ssl_diffusion.prepare."

@@ -19,8 +19,7 @@ SAME_RESOLUTION = 0.02  # relative difference below which resampling would only 
 
 @dataclass(frozen=True)
 class Picture:
-    """An RGB image that is read region by region; `width` and `height` in pixels, `mpp` µm per
-    pixel."""
+    """An RGB image read region by region; `width`, `height` in pixels, `mpp` µm per pixel."""
 
     path: str
     width: int
@@ -29,8 +28,7 @@ class Picture:
     _read: Callable[[int, int, int, int], np.ndarray]
 
     def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """The region with corner (x, y): uint8 [height, width, 3]; InputError where it leaves the
-        image."""
+        """The region with corner (x, y): uint8 [height, width, 3]; InputError if not inside."""
         inside = 0 <= x and 0 <= y and x + width <= self.width and y + height <= self.height
         if width <= 0 or height <= 0 or not inside:
             raise InputError(

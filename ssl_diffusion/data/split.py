@@ -1,5 +1,4 @@
-"""Which parts of which image are held out: whole blocks, fixed in one file that every stage
-reads."""
+"""Which parts of which image are held out: whole blocks, in one file for every stage."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,7 @@ class Split:
     sha256: str
 
     def blocks(self, path: str | Path) -> list[tuple[int, int]]:
-        """Corners (x, y) of the held-out blocks of the image at `path`; InputError if the split
-        lacks it."""
+        """Corners (x, y) of the held-out blocks of an image; InputError if the split lacks it."""
         name = demo.resolve(path).name
         if name not in self.held_out:
             raise InputError(
@@ -32,8 +30,7 @@ class Split:
         return self.held_out[name]
 
     def touches_held_out(self, path: str | Path, x: int, y: int, size: int) -> bool:
-        """Whether the square of `size` px with corner (x, y) shares a pixel with a held-out
-        block."""
+        """Whether the square of `size` px at (x, y) shares a pixel with a held-out block."""
         return any(
             x < block_x + self.block_px
             and block_x < x + size

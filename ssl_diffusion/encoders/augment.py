@@ -1,5 +1,4 @@
-"""Random views of a patch for self-supervised training and for judging an encoder: pure functions
-of a key.
+"""Random views of a patch, to train an encoder and to judge it: pure functions of a key.
 
 Images are float32 in [-1, 1], [n, size, size, 3]. `settings` is a mapping with
 

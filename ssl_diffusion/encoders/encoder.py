@@ -20,8 +20,7 @@ CHUNK = (
 
 @dataclasses.dataclass(frozen=True)
 class SSLEncoder:
-    """`spec` is the encoder's model.json: `image_size` px, `mean` and `std` of the [0, 1] input,
-    `embedding`."""
+    """`spec` is its model.json: `image_size` px, `mean`, `std` of input in [0, 1], `embedding`."""
 
     network: nn.Module
     params: PyTree
@@ -53,8 +52,7 @@ class SSLEncoder:
         return np.concatenate(chunks)
 
     def reinitialised(self, seed: int) -> "SSLEncoder":
-        """The same architecture with freshly drawn parameters: the control for what training
-        brought."""
+        """The same architecture with fresh parameters: the control for what training brought."""
         image = jnp.zeros((1, self.spec["image_size"], self.spec["image_size"], 3))
         params = jax.jit(self.network.init)(jax.random.key(seed), image)["params"]
         return dataclasses.replace(self, params=params)

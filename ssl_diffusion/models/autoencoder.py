@@ -1,5 +1,4 @@
-"""The first stage: images <-> latents, after the autoencoder of latent diffusion (Rombach et al.
-2022, app. E.3).
+"""The first stage, images <-> latents: the autoencoder of Rombach et al. 2022, app. E.3.
 
 One network for the KL-regularised kind (the encoder gives mean and log-variance) and the
 vector-quantised kind (`codebook` > 0: latents are taken before quantisation, decoding replaces each
@@ -170,8 +169,7 @@ class Autoencoder(nn.Module):
         return self.decoder(self.post_quant_conv(latent))
 
     def nearest_code(self, latent: Float[Array, "b h w c"]) -> Array:
-        """Index of the code with the smallest Euclidean distance to each latent pixel, int32 [b, h,
-        w]."""
+        """Index of the code nearest (Euclidean) to each latent pixel, int32 [b, h, w]."""
         dots = jnp.einsum("bhwc,kc->bhwk", latent, self.codes)
         return jnp.argmin(jnp.sum(jnp.square(self.codes), axis=-1) - 2 * dots, axis=-1)
 

@@ -1,6 +1,7 @@
 """From a config's (or model.json's) architecture to a network."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,20 +15,28 @@ NETWORKS = {"unet": UNet, "dit": DiT}
 
 
 def build_network(architecture: dict[str, Any], dtype: Any = jnp.float32) -> nn.Module:
-    """Returns the network `architecture["name"]` ("unet" or "dit"); the other items are its fields.
+    """Returns the denoiser `architecture["name"]`, "unet" or "dit"; the rest are its fields.
 
-    Lists (as JSON has them) become tuples. `dtype` is the compute type, which is no property of the
-    architecture. The network is called as `apply({"params": p}, latent[b h w c], timestep[b],
-    context[b tokens width]) -> prediction[b h w out_channels]`.
-
-    Raises InputError for an unknown name, and for missing, unknown or ill-typed fields.
+    It is called as `apply({"params": p}, latent[b h w c], timestep[b], context[b tokens width]) ->
+    prediction[b h w out_channels]`. Raises InputError as `build` does, and for an unknown name.
     """
     name = architecture.get("name")
     if name not in NETWORKS:
         raise InputError(f"network name {name!r}, expected one of {', '.join(NETWORKS)}")
-    network = NETWORKS[name]
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()}
-    del given["name"]
+    fields = {key: value for key, value in architecture.items() if key != "name"}
+    return build(NETWORKS[name], fields, dtype)
+
+
+def build(
+    network: type[nn.Module], given: Mapping[str, Any], dtype: Any = jnp.float32
+) -> nn.Module:
+    """Returns `network(**given)`. Lists (as JSON has them) become tuples.
+
+    `dtype` is the compute type, which is no property of the architecture. Raises InputError for
+    missing, unknown or ill-typed fields, all named at once.
+    """
+    name = network.__name__
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     fields = {
         field.name: field
         for field in dataclasses.fields(network)

@@ -1,2 +1,1 @@
-"""Tasks (what is learned), the step (how) and checkpoints, for the one loop of
-`ssl_diffusion.train`."""
+"""Tasks (what is learned), the step (how), checkpoints and logs, for `ssl_diffusion.train`."""

@@ -10,8 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from ssl_diffusion.cli import DISK_FULL
-from ssl_diffusion.errors import InputError
+from ssl_diffusion.errors import DISK_FULL, InputError
 from ssl_diffusion.files import read_json, write_json
 from ssl_diffusion.training.state import TrainState
 
@@ -37,8 +36,7 @@ class Checkpoints:
             self._manager.save(int(state.step), args=arguments)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint in the shapes and shardings of `like`; InputError if it is
-        damaged."""
+        """The newest checkpoint, shaped and sharded as `like`; InputError if it is damaged."""
         step = self._manager.latest_step()
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         arguments = ocp.args.Composite(

@@ -19,8 +19,7 @@ from ssl_diffusion.files import replacing
 
 
 class RunLog:
-    """Metrics of a run that may be a resumed one: what had been logged after `start` is
-    forgotten."""
+    """Metrics of a run, maybe a resumed one: what was logged after `start` is forgotten."""
 
     def __init__(self, workdir: Path, start: int, steps: int, batch_size: int):
         self._workdir, self._batch_size = workdir, batch_size

@@ -26,8 +26,7 @@ class TrainState:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) with linear warm-up, cosine decay to zero and norm
-    clipping."""
+    """AdamW (Loshchilov & Hutter 2019), linear warm-up, cosine decay to 0, norm clipping."""
     optimizer = config.optimizer
     rate = optax.warmup_cosine_decay_schedule(
         0.0,

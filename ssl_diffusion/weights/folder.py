@@ -1,5 +1,4 @@
-"""A model folder: `model.json` (what it is and how it was made) and `weights.safetensors`
-(float32).
+"""A model folder: `model.json` (what it is, how it was made) and `weights.safetensors`.
 
 Nothing in it is executed when it is read. Folders of models that need other models hold them as
 subfolders.
@@ -30,13 +29,13 @@ def write_model(
     params: PyTree,
     parts: Mapping[str, Path] | None = None,
 ) -> None:
-    """Writes the folder whole or not at all. `parts` are model folders to copy in, by their new
-    name."""
+    """Writes the folder whole or not at all; `parts` are model folders to copy in, by name."""
     flat = traverse_util.flatten_dict(params, sep="/")
     arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
     with replacing(folder) as temporary:
         temporary.mkdir()
         safetensors.numpy.save_file(arrays, temporary / WEIGHTS)
+        (temporary / WEIGHTS).chmod(0o644)  # the library makes it readable by its owner alone
         (temporary / SPEC).write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
         for name, part in (parts or {}).items():
             copy_model(part, temporary / name)

@@ -1,7 +1,6 @@
 """Model folders opened as what one can compute with."""
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,29 +19,16 @@ from ssl_diffusion.encoders.encoder import SSLEncoder
 from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.autoencoder import Autoencoder
-from ssl_diffusion.models.build import build_network
+from ssl_diffusion.models.build import build, build_network
 from ssl_diffusion.models.conditioner import Conditioner, null_context
 from ssl_diffusion.weights.folder import read_params, read_spec
 
 CHUNK = 32  # images per autoencoder call, always padded to this: results do not depend on the batch
 
 
-def build(network: type[nn.Module], fields: Mapping[str, Any]) -> nn.Module:
-    """`network(**fields)`; lists become tuples; InputError for unknown or missing fields."""
-    tuples = {name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in fields.items()}
-    try:
-        inspect.signature(network).bind(**tuples)
-    except TypeError as error:
-        raise InputError(
-            f"architecture of {network.__name__}: {error}; found {dict(fields)}"
-        ) from None
-    return network(**tuples)
-
-
 @dataclasses.dataclass(frozen=True)
 class FirstStage:
-    """An autoencoder with its parameters; `spec["latent"]` has shift and scale: scaled = (raw -
-    shift) * scale."""
+    """An autoencoder; `spec["latent"]` has shift and scale: scaled = (raw - shift) * scale."""
 
     network: Autoencoder
     params: PyTree
@@ -93,8 +79,7 @@ def load_encoder(folder: str | Path) -> SSLEncoder:
 
 @dataclasses.dataclass(frozen=True)
 class Apply:
-    """(params, x, timestep, context) -> output; equal networks compare equal and share a
-    compilation."""
+    """(params, x, timestep, context) -> output; equal networks share a compilation."""
 
     network: nn.Module
 
@@ -198,8 +183,7 @@ def init_denoiser(
     autoencoder: Autoencoder,
     key: Array,
 ) -> PyTree:
-    """Fresh parameters {"denoiser": ..., "conditioner": ...} for the shapes that `spec`
-    describes."""
+    """Fresh parameters {"denoiser": ..., "conditioner": ...} in the shapes of `spec`."""
     size = spec["patch_px"] // autoencoder.factor
     latent = jnp.zeros((1, size, size, autoencoder.latent_channels))
     embedding = jnp.zeros((1, spec["embedding"]["tokens"], spec["embedding"]["dim"]))

@@ -1,5 +1,4 @@
-"""What can be learned: each task gives parameters, a loss per example, a picture and a model
-folder."""
+"""What can be learned: a task gives parameters, a loss per example and a model folder."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,12 +21,10 @@ class Task(Protocol):
         """Loss per example and further per-example figures to log."""
 
     def picture(self, params: PyTree) -> np.ndarray | None:
-        """A sheet that shows how far training has come (uint8 [h, w, 3]), the same examples each
-        time."""
+        """A sheet that shows how far training is, uint8 [h, w, 3]: the same examples each time."""
 
     def measure(self, params: PyTree) -> dict[str, float]:
         """Held-out figures, taken once at the end."""
 
     def export(self, params: PyTree, folder: Path, trained: dict[str, Any]) -> None:
-        """Writes the model folder; `trained` says by which config, command and steps it was
-        made."""
+        """Writes the model folder; `trained` says by which config, command and steps."""

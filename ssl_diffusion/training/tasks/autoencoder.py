@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 from ssl_diffusion.data.records import Records
 from ssl_diffusion.evaluation.measures import autoencoder_numbers
 from ssl_diffusion.models.autoencoder import Autoencoder
+from ssl_diffusion.models.build import build
 from ssl_diffusion.pixels import pair_sheet, to_uint8
 from ssl_diffusion.weights.folder import write_model
-from ssl_diffusion.weights.model import FirstStage, build
+from ssl_diffusion.weights.model import FirstStage
 
 SCALE_SAMPLES = 2048  # training patches from which the latents' mean and deviation are taken
 PICTURED = 8
@@ -27,7 +28,7 @@ class AutoencoderTask:
 
     def __init__(self, config: ConfigDict, records: Records):
         self.config, self.records = config, records
-        self.network: Autoencoder = build(Autoencoder, config.model.architecture)
+        self.network: Autoencoder = build(Autoencoder, config.model.architecture.to_dict())
 
     def init(self, key: Array) -> PyTree:
         size = self.config.data.patch_px

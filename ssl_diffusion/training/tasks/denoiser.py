@@ -43,6 +43,12 @@ class DenoiserTask:
         self.schedule = make_schedule(**config.diffusion.schedule.to_dict())
         self.encoder = load_encoder(records.folder / "encoder")
         self.first_stage = load_autoencoder(records.folder / "autoencoder")
+        channels = self.first_stage.network.latent_channels
+        if self.network.out_channels != channels:
+            raise InputError(
+                f"model.architecture.out_channels is {self.network.out_channels}, the latents of "
+                f"the records have {channels} channels; set it to that"
+            )
 
     def init(self, key: Array) -> PyTree:
         return init_denoiser(

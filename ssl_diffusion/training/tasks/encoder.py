@@ -1,5 +1,4 @@
-"""Task: a self-supervised encoder by contrast of two views (SimCLR, Chen et al. 2020, arXiv
-2002.05709)."""
+"""Task: an SSL encoder by contrast of two views (SimCLR, Chen et al. 2020, arXiv 2002.05709)."""
 
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,15 @@ from ssl_diffusion.encoders.augment import strong_augment, views_of
 from ssl_diffusion.encoders.encoder import SSLEncoder, normalise
 from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.evaluation.measures import encoder_numbers
+from ssl_diffusion.models.build import build
 from ssl_diffusion.models.layers import MLP
 from ssl_diffusion.weights.folder import write_model
-from ssl_diffusion.weights.model import build
 
 
 def contrastive_loss(
     first: Float[Array, "b d"], second: Float[Array, "b d"], temperature: float
 ) -> Float[Array, " b"]:
-    """NT-Xent (SimCLR eq. 1) of two views' projections, averaged over the two directions, per
-    example."""
+    """NT-Xent (SimCLR eq. 1) of two views' projections, the mean of both directions."""
     count = first.shape[0]
     views = jnp.concatenate([first, second])
     views = views / jnp.linalg.norm(views, axis=-1, keepdims=True)
@@ -43,7 +41,7 @@ class EncoderTask:
 
     def __init__(self, config: ConfigDict, records: Records):
         self.config, self.records = config, records
-        self.encoder: ViT = build(ViT, config.model.architecture)
+        self.encoder: ViT = build(ViT, config.model.architecture.to_dict())
         projector = config.model.projector
         self.projector = MLP(projector.hidden, projector.width, nn.relu)
 
