@@ -16,10 +16,10 @@ from ssl_diffusion import demo
 # through the timestep embedding, which a short training learns to use sooner than cross-attention.
 UNET = {
     "name": "unet",
-    "base_channels": 64,
-    "channel_multipliers": (1, 2),
-    "blocks_per_level": 2,
-    "attention_levels": (1,),
+    "base_channels": 32,
+    "channel_multipliers": (2, 3, 4),
+    "blocks_per_level": 1,
+    "attention_levels": (1, 2),
     "heads": 4,
     "transformer_depth": 1,
     "out_channels": 6,
@@ -46,8 +46,8 @@ def get_config(network: str = "unet") -> ConfigDict:
     config.name = f"configs/demo.py:{network}"
     config.task = "denoiser"
     config.seed = 0
-    config.steps = {"unet": 1400, "dit": 1600}[network]
-    config.batch_size = 32
+    config.steps = {"unet": 1400, "dit": 1700}[network]
+    config.batch_size = 16
     config.log_every = 20
     config.checkpoint_every = 200
     config.keep_checkpoints = 2

@@ -16,12 +16,12 @@ def get_config() -> ConfigDict:
     config.name = "configs/demo_autoencoder.py"
     config.task = "autoencoder"
     config.seed = 0
-    config.steps = 1100
-    config.batch_size = 16
-    config.log_every = 20
-    config.checkpoint_every = 400
+    config.steps = 4000
+    config.batch_size = 4
+    config.log_every = 50
+    config.checkpoint_every = 1000
     config.keep_checkpoints = 2
-    config.sample_every = 400
+    config.sample_every = 2000
 
     config.data = ConfigDict(
         {
@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
                 # inside depends on little outside it.
                 "middle_attention": False,
             },
-            "kl_weight": 1e-4,
+            "kl_weight": 1e-5,
         }
     )
     config.optimizer = ConfigDict(
@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
             "weight_decay": 1e-4,
             "b2": 0.99,
             "clip_norm": 1.0,
-            "ema_decay": 0.998,
+            "ema_decay": 0.999,
         }
     )
     return config

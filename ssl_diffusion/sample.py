@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ssl_diffusion import cli
 from ssl_diffusion.data.records import Source, open_records
+from ssl_diffusion.devices import shardings
 from ssl_diffusion.diffusion.denoiser import Denoiser
 from ssl_diffusion.diffusion.solvers import ddim, ddim_timesteps
 from ssl_diffusion.errors import InputError
@@ -86,7 +87,9 @@ def main() -> None:
     real, samples = [], []
     with replacing(output / "patches") as folder:
         folder.mkdir()
-        batch = min(BATCH.value, count)
+        # Every device gets as many patches, the last ones filled up below.
+        devices = jax.device_count()
+        batch = -(-min(BATCH.value, count) // devices) * devices
         for first in range(0, count, batch):
             # The last batch is filled up with its last index: one shape, one compilation.
             indices = np.minimum(np.arange(first, first + batch), count - 1)
@@ -146,11 +149,13 @@ def sample(
     """One patch for each embedding; noise is keyed by `seed` and index, whatever the batch."""
     size = model.patch_px // model.factor
     noise = start_noise(seed, jnp.asarray(indices), (size, size, model.latent_channels))
+    rows, _ = shardings()
+    noise, context = jax.device_put((noise, model.context(jnp.asarray(embedding))), rows)
     latent = ddim(
         denoise,
         model.schedule,
         noise,
-        model.context(jnp.asarray(embedding)),
+        context,
         steps=steps,
         progress=progress,
     )

@@ -15,12 +15,12 @@ import jax
 import numpy as np
 from absl import flags
 from clu import parameter_overview
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
 from ssl_diffusion import cli
 from ssl_diffusion.data.pipeline import training_batches
 from ssl_diffusion.data.records import Records, open_records
+from ssl_diffusion.devices import shardings
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import write_json
 from ssl_diffusion.training.checkpoint import Checkpoints, claim_workdir
@@ -59,10 +59,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     _check_records(config, records)
     task: Task = TASKS[config.task](config, records)
     source = records.source("train", task.fields)
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    if config.batch_size % mesh.size:
+    if config.batch_size % jax.device_count():
         raise InputError(
-            f"batch size {config.batch_size} does not divide among {mesh.size} devices"
+            f"batch size {config.batch_size} does not divide among {jax.device_count()} devices"
         )
     batches = training_batches(
         source,
@@ -76,7 +75,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
 
     # 2. State: fresh or restored, replicated over the mesh; batches are split over it.
-    replicated = NamedSharding(mesh, PartitionSpec())
+    rows, replicated = shardings()
     optimizer = make_optimizer(config)
     init = jax.jit(lambda: init_state(task, optimizer, config.seed), out_shardings=replicated)
     state = init()
@@ -93,7 +92,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
     step_fn = jax.jit(
         make_train_step(task, optimizer, config.seed, config.optimizer.ema_decay), donate_argnums=0
     )
-    rows = NamedSharding(mesh, PartitionSpec("data"))
     log = RunLog(workdir, start, config.steps, config.batch_size)
     try:
         for step in range(start + 1, config.steps + 1):

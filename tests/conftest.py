@@ -30,7 +30,7 @@ def shrink(config):
     config.data.stride_px = 64
     if config.task == "denoiser":
         small = {
-            "unet": {"base_channels": 32, "channel_multipliers": (1, 1), "blocks_per_level": 1},
+            "unet": {"channel_multipliers": (1, 1), "attention_levels": (1,)},
             "dit": {"width": 32, "depth": 1, "heads": 2},
         }
         config.model.architecture.update(small[config.model.architecture.name])
@@ -63,10 +63,9 @@ TINY = (
     "--config.checkpoint_every=2",
     "--config.sample_every=6",
     "--config.data.stride_px=64",
-    "--config.model.architecture.base_channels=32",
     "--config.model.context_width=32",
     "--config.model.architecture.channel_multipliers=(1,1)",
-    "--config.model.architecture.blocks_per_level=1",
+    "--config.model.architecture.attention_levels=(1,)",
     "--config.sampling.steps=2",
 )
 

@@ -389,4 +389,4 @@ if __name__ == "__main__":
         return model
 
     evaluate.load_model = load_fake
-    cli.run(evaluate.main)
+    cli.run(evaluate.main, evaluate.FLAGS)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,19 @@ from conftest import ROOT, TINY, load_config, run_command, shrink
 from safetensors.numpy import load_file
 
 from ssl_diffusion.data.records import open_records
+from ssl_diffusion.diffusion.schedule import make_schedule
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
+from ssl_diffusion.models.autoencoder import Autoencoder
+from ssl_diffusion.models.build import build_network
+from ssl_diffusion.models.conditioner import Conditioner
 from ssl_diffusion.train import train
 from ssl_diffusion.training.logs import read_metrics
 from ssl_diffusion.training.state import init_state, make_optimizer, make_train_step
 from ssl_diffusion.training.tasks.autoencoder import AutoencoderTask
 from ssl_diffusion.training.tasks.denoiser import DenoiserTask
 from ssl_diffusion.training.tasks.encoder import contrastive_loss
+from ssl_diffusion.weights.model import init_denoiser
 
 
 def losses(workdir) -> list[float]:
@@ -63,6 +69,25 @@ def test_killed_run_goes_on_to_the_same_bits(records_dir, run_dir, tmp_path):
     for name, value in undisturbed.items():
         np.testing.assert_array_equal(weights[name], value, err_msg=name)
     assert losses(workdir) == losses(run_dir)
+
+
+@pytest.mark.slow
+def test_run_killed_at_random_moments_ends_with_the_same_bits(records_dir, run_dir, tmp_path):
+    """Also while it starts, compiles or saves."""
+    workdir = tmp_path / "train"
+    arguments = [*TINY, f"--workdir={workdir}", f"--config.data.dir={records_dir}"]
+    command = [sys.executable, "-m", "ssl_diffusion.train", *arguments]
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(8, 40))
+        process.kill()
+        process.wait()
+    result = run_command("train", *arguments)
+    assert result.returncode == 0, result.stderr
+    undisturbed = load_file(run_dir / "model" / "weights.safetensors")
+    for name, value in load_file(workdir / "model" / "weights.safetensors").items():
+        np.testing.assert_array_equal(value, undisturbed[name], err_msg=name)
 
 
 def test_eight_devices_follow_the_loss_of_one(records_dir, run_dir, tmp_path):
@@ -270,17 +295,35 @@ def test_encoder_and_autoencoder_train_by_the_same_loop(records_dir, tmp_path):
         assert spec["trained"]["measured"]
 
 
-@pytest.mark.slow
-def test_every_shipped_config_traces_a_step(records_dir):
-    """Full-size architectures too: shapes only, nothing is computed."""
-    for name, arguments in (("demo", ("unet",)), ("demo", ("dit",))):
-        config = load_config(name, *arguments)
-        task = DenoiserTask(config, open_records(records_dir))
-        optimizer = make_optimizer(config)
-        state = jax.eval_shape(lambda task=task, o=optimizer: init_state(task, o, 0))
-        batch = {
-            "latent": jax.ShapeDtypeStruct((8, 16, 16, 6), np.float32),
-            "embedding": jax.ShapeDtypeStruct((8, 1, 192), np.float32),
-        }
-        after, _ = jax.eval_shape(make_train_step(task, optimizer, 0, 0.9), state, batch)
-        assert jax.tree.structure(after) == jax.tree.structure(state)
+@pytest.mark.parametrize(
+    "name, arguments, side, channels, dim, millions",
+    [
+        ("demo", ("unet",), 16, 6, 192, None),
+        ("demo", ("dit",), 16, 6, 192, None),
+        ("bracs", (), 64, 3, 384, 400.9),
+    ],
+)
+def test_every_shipped_denoiser_config_traces(name, arguments, side, channels, dim, millions):
+    """Shapes only, at the config's own size: one token of `dim`, latents of `side`."""
+    config = load_config(name, *arguments)
+    network = build_network(config.model.architecture.to_dict(), jnp.dtype(config.model.dtype))
+    conditioner = Conditioner(config.model.context_width)
+    spec = {"patch_px": config.data.patch_px, "embedding": {"tokens": 1, "dim": dim}}
+    first_stage = Autoencoder(latent_channels=channels)
+    assert spec["patch_px"] // first_stage.factor == side
+    params = jax.eval_shape(
+        partial(init_denoiser, network, conditioner, spec, first_stage), jax.random.key(0)
+    )
+    if millions:
+        size = sum(leaf.size for leaf in jax.tree.leaves(params["denoiser"]))
+        assert round(size / 1e6, 1) == millions
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    output = jax.eval_shape(
+        lambda p, x, t, c: network.apply({"params": p["denoiser"]}, x, t, c),
+        params,
+        jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32),
+        jax.ShapeDtypeStruct((2,), jnp.float32),
+        jax.ShapeDtypeStruct((2, 1, config.model.context_width), jnp.float32),
+    )
+    assert output.shape == (2, side, side, channels)
+    make_schedule(**config.diffusion.schedule.to_dict())

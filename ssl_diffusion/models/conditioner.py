@@ -27,7 +27,12 @@ class Conditioner(nn.Module):
         embedding = embedding * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
         if drop is not None:
             embedding = jnp.where(drop[:, None, None], 0.0, embedding)
-        return nn.Dense(self.width, dtype=self.dtype, name="projection")(embedding)
+        # The input has unit norm, not unit variance: with kernels of unit variance the context has
+        # unit variance from the first step on.
+        init = nn.initializers.normal(1.0)
+        return nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="projection")(
+            embedding
+        )
 
 
 def null_context(params: PyTree, tokens: int) -> Float[Array, "tokens width"]:
