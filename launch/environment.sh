@@ -21,16 +21,18 @@ make_environment() {
   if [ -e "$stamp" ] && ! [ "$ROOT/requirements.txt" -nt "$stamp" ] && ! [ "$ROOT/pyproject.toml" -nt "$stamp" ]; then
     return
   fi
-  local base
-  base="$(command -v python3.12 || command -v python3.11 || command -v python3)" || {
-    echo "error: no python3 found; install Python 3.11 or 3.12" >&2
+  local base found=
+  for base in python3 python3.12 python3.11 python3.13; do # a name may exist and still not run
+    if "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      found="$base"
+      break
+    fi
+  done
+  if [ -z "$found" ]; then
+    echo "error: no Python 3.11 or newer found as python3; install one (3.11 is tested)" >&2
     exit 2
-  }
-  "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "error: $("$base" --version) found, Python 3.11 or newer expected" >&2
-    exit 2
-  }
-  [ -x "$PYTHON" ] || "$base" -m venv "$ROOT/.venv"
+  fi
+  [ -x "$PYTHON" ] || "$found" -m venv "$ROOT/.venv"
   "$PYTHON" -m pip install --quiet --disable-pip-version-check --editable "$ROOT${EXTRAS:-}"
   touch "$stamp"
 }
