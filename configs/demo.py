@@ -46,12 +46,12 @@ def get_config(network: str = "unet") -> ConfigDict:
     config.name = f"configs/demo.py:{network}"
     config.task = "denoiser"
     config.seed = 0
-    config.steps = {"unet": 1400, "dit": 1700}[network]
+    config.steps = 1700
     config.batch_size = 16
     config.log_every = 20
-    config.checkpoint_every = 200
+    config.checkpoint_every = 340
     config.keep_checkpoints = 2
-    config.sample_every = 700
+    config.sample_every = 850
 
     config.data = ConfigDict(
         {

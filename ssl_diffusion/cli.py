@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import flags
 
@@ -22,17 +23,10 @@ def run(main: Callable[[], None], flag_values: flags.FlagValues) -> None:
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        rest = flag_values(sys.argv)
-        flags.FLAGS.mark_as_parsed()  # Grain's worker processes read its global flags
-        if len(rest) > 1:
-            raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+        _parse(flag_values)
         main()
-    except (InputError, flags.Error) as error:
+    except InputError as error:
         _fail(str(error))
-    except FileNotFoundError as error:
-        if not str(error.filename or error).endswith(".py"):
-            raise
-        _fail(f"no such config: {error.filename or error}; configs/ holds the shipped ones")
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -40,6 +34,24 @@ def run(main: Callable[[], None], flag_values: flags.FlagValues) -> None:
             f"no space left on the disk while writing {error.filename or 'a file'}; "
             "free some and run the same command again: what was saved before is intact"
         )
+
+
+def _parse(flag_values: flags.FlagValues) -> None:
+    """Parses the command line; InputError for whatever is wrong with it or with its config."""
+    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+        name, _, value = argument.lstrip("-").partition("=")
+        path = (value or following).split(":")[0]
+        if name == "config" and not Path(path).is_file():
+            raise InputError(f"no such config: {path}; configs/ holds the shipped ones")
+    try:
+        rest = flag_values(sys.argv)
+    # A config file is a program, and its library reports what is wrong in it by many types.
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise InputError(f"cannot use the command line: {lines[-1].strip()}") from None
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    flags.FLAGS.mark_as_parsed()  # Grain's worker processes read its global flags
 
 
 def _fail(message: str) -> None:

@@ -211,13 +211,10 @@ def test_installed_wheel_carries_slide_and_models(tmp_path):
     """Built from a copy of the sources, installed elsewhere, used from elsewhere."""
 
     source = tmp_path / "source"
-    shutil.copytree(
-        ROOT,
-        source,
-        ignore=shutil.ignore_patterns(
-            ".git", ".venv", "out", "data", "runs", "build", "*.egg-info"
-        ),
-    )
+    cached = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "ssl_diffusion", source / "ssl_diffusion", ignore=cached)
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
     subprocess.run(
         [
             sys.executable,

@@ -136,7 +136,7 @@ def test_folders_are_splits_and_resolution_is_assumed(tmp_path):
 def test_records_hold_what_was_prepared(records_dir):
     records = open_records(records_dir)
     test = records.source("test")
-    assert (len(records.source("train")), len(test)) == (477, 130)
+    assert (len(records.source("train")), len(test)) == (493, 130)
     example = test[17]
     assert example["embedding"].shape == (1, 192) and example["embedding"].dtype == np.float32
     assert example["latent"].shape == (16, 16, 6) and example["latent"].dtype == np.float32
@@ -157,7 +157,7 @@ def test_records_hold_what_was_prepared(records_dir):
     assert 0.8 < scaled.std() < 1.25  # what the schedule is made for
 
     mean = np.mean(
-        list(records.source("train", ("embedding",)).chunks("embedding", 477))[0], axis=0
+        list(records.source("train", ("embedding",)).chunks("embedding", 493))[0], axis=0
     )
     np.testing.assert_allclose(records.metadata["embedding"]["train_mean"], mean, atol=1e-5)
 

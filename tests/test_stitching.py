@@ -17,11 +17,11 @@ from ssl_diffusion.diffusion.solvers import ddim
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.pixels import to_uint8
 from ssl_diffusion.stitching.consensus import stitched_denoiser
-from ssl_diffusion.stitching.decode import blend_weights, decode_canvas
+from ssl_diffusion.stitching.decode import decode_canvas
 from ssl_diffusion.stitching.grid import interpolate_grid, slerp
 from ssl_diffusion.stitching.large_image import stitch
 from ssl_diffusion.stitching.reference import embed_region, load_grid, save_grid
-from ssl_diffusion.stitching.windows import cell_positions, cover_count, window_origins
+from ssl_diffusion.stitching.windows import blend_weights, cell_positions, window_origins
 
 SCHEDULE = make_schedule("cosine")
 WINDOW, CHANNELS, WIDTH = 8, 2, 3
@@ -65,9 +65,8 @@ def test_windows_cover_every_pixel_and_end_flush(size, stride):
     origins = window_origins(size, WINDOW, stride)
     assert origins[0] == 0 and origins[-1] == size - WINDOW
     assert (np.diff(origins) > 0).all() and (np.diff(origins) <= stride).all()
-    count = cover_count(origins, WINDOW)
-    assert len(count) == size and count.min() >= 1
-    assert count.sum() == WINDOW * len(origins)
+    covered = {pixel for origin in origins for pixel in range(origin, origin + WINDOW)}
+    assert covered == set(range(size))
 
 
 def test_corners_of_cells_are_as_many_as_cells():
@@ -185,7 +184,7 @@ def test_a_denoiser_blind_to_its_input_leaves_no_seam():
     assert np.abs(canvas - 0.37).max() < 1e-6
 
 
-def test_consensus_is_the_average_of_the_windows_over_each_pixel():
+def test_consensus_is_the_weighted_average_of_the_windows_over_each_pixel():
     def says_its_context(schedule, x, timestep, context):
         x0 = jnp.broadcast_to(context[:, :1, :1, None], x.shape)
         return to_prediction("x0", x0, x, *schedule.at(timestep))
@@ -196,11 +195,12 @@ def test_consensus_is_the_average_of_the_windows_over_each_pixel():
     values = np.random.default_rng(0).normal(size=9).astype(np.float32)
     canvas = jax.random.normal(jax.random.key(0), (1, 15, 15, CHANNELS))
     found = stitched(canvas, jnp.array([500.0]), jnp.tile(values[:, None, None], (1, 1, WIDTH)))
-    expected, count = np.zeros((15, 15)), np.zeros((15, 15))
+    pyramid = np.minimum(np.arange(8), np.arange(8)[::-1]) + 0.5
+    expected, total = np.zeros((15, 15)), np.zeros((15, 15))
     for value, (y, x) in zip(values, [(y, x) for y in origins for x in origins], strict=True):
-        expected[y : y + 8, x : x + 8] += value
-        count[y : y + 8, x : x + 8] += 1
-    np.testing.assert_allclose(found.x0[0, :, :, 1], expected / count, atol=1e-6)
+        expected[y : y + 8, x : x + 8] += value * np.outer(pyramid, pyramid)
+        total[y : y + 8, x : x + 8] += np.outer(pyramid, pyramid)
+    np.testing.assert_allclose(found.x0[0, :, :, 1], expected / total, atol=1e-6)
     alpha, sigma = SCHEDULE.at(jnp.array([500.0]))
     np.testing.assert_allclose(alpha * found.x0 + sigma * found.eps, canvas, atol=1e-6)
 

@@ -1,14 +1,24 @@
 """Grain: records -> endless, shuffled, resumable batches."""
 
+from typing import Protocol, runtime_checkable
+
 import grain.python as grain
 import numpy as np
 
-from ssl_diffusion.data.records import Source
 from ssl_diffusion.errors import InputError
 
 
+@runtime_checkable
+class RandomAccess(Protocol):
+    """What is read: `len()` and examples, dicts of arrays, by index; `records.Source` is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict: ...
+
+
 def training_batches(
-    source: Source,
+    source: RandomAccess,
     batch_size: int,
     seed: int,
     *,

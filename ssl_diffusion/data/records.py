@@ -75,7 +75,7 @@ class Source:
         return len(self._raw)
 
     def __getitem__(self, index: int) -> dict:
-        record = self._raw[int(index)]
+        record = self._raw[index]
         example = {name: record[name] for name in self._fields}
         if "image" in example:
             example["image"] = decode_png(record["image"])

@@ -59,13 +59,12 @@ class Picture:
 
         def read(x: int, y: int, width: int, height: int) -> np.ndarray:
             box = np.array([x, y, x + width, y + height]) * scale
-            margin = int(
-                np.ceil(3 * scale)
-            )  # reach of the Lanczos kernel: no seams between neighbours
+            # As far as the Lanczos kernel reaches, so that neighbours fit without a seam.
+            margin = int(np.ceil(3 * scale))
             low = np.maximum(np.floor(box[:2]).astype(int) - margin, 0)
             limit = np.array([self.width, self.height])
             high = np.minimum(np.ceil(box[2:]).astype(int) + margin, limit)
-            pixels = Image.fromarray(self._read(*low, *(high - low)))
+            pixels = Image.fromarray(self._read(*low.tolist(), *(high - low).tolist()))
             local = np.clip(box - np.tile(low, 2), 0, np.tile(high - low, 2))
             return np.asarray(
                 pixels.resize((width, height), Image.Resampling.LANCZOS, box=tuple(local))

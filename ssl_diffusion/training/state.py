@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from ssl_diffusion.training.tasks import Task
@@ -17,9 +17,12 @@ LossTerms = dict[str, Float[Array, ""]]
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a run is, beside its config and the data iterator. `ema` is float32."""
+    """Everything that a run is, beside its config and the data iterator. `ema` is float32.
 
-    step: Int[Array, ""]
+    Its fields also hold shapes or shardings, where a state is only described.
+    """
+
+    step: PyTree  # int32 scalar
     params: PyTree
     ema: PyTree
     opt_state: PyTree

@@ -1,12 +1,16 @@
 """What can be learned: a task gives parameters, a loss per example and a model folder."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+Batch = dict[str, Array | np.ndarray]
+"""Record fields by name, each with the batch as its first axis."""
 
+
+@runtime_checkable
 class Task(Protocol):
     """What the training loop asks of a task. `fields` are the record fields of a batch."""
 
@@ -16,7 +20,7 @@ class Task(Protocol):
         """Fresh parameters."""
 
     def loss(
-        self, params: PyTree, batch: dict[str, Array], key: Array
+        self, params: PyTree, batch: Batch, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
         """Loss per example and further per-example figures to log."""
 

@@ -14,6 +14,7 @@ from ssl_diffusion.evaluation.measures import autoencoder_numbers
 from ssl_diffusion.models.autoencoder import Autoencoder
 from ssl_diffusion.models.build import build
 from ssl_diffusion.pixels import pair_sheet, to_uint8
+from ssl_diffusion.training.tasks import Batch
 from ssl_diffusion.weights.folder import write_model
 from ssl_diffusion.weights.model import FirstStage
 
@@ -35,7 +36,7 @@ class AutoencoderTask:
         return self.network.init(key, jnp.zeros((1, size, size, 3)))["params"]
 
     def loss(
-        self, params: PyTree, batch: dict[str, Array], key: Array
+        self, params: PyTree, batch: Batch, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
         image = batch["image"] / 127.5 - 1.0
         mean, log_variance = self.network.apply({"params": params}, image, method="moments")
@@ -59,7 +60,9 @@ class AutoencoderTask:
 
     def export(self, params: PyTree, folder: Path, trained: dict[str, Any]) -> None:
         source = self.records.source("train", ("image",))
-        picks = np.linspace(0, len(source) - 1, min(SCALE_SAMPLES, len(source))).astype(int)
+        picks = (
+            np.linspace(0, len(source) - 1, min(SCALE_SAMPLES, len(source))).astype(int).tolist()
+        )
         images = np.stack([source[i]["image"] for i in picks])
         latents = FirstStage(self.network, params, {}).encode(images)
         spec = {

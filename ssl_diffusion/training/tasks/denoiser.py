@@ -17,6 +17,7 @@ from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.build import build_network
 from ssl_diffusion.models.conditioner import Conditioner
 from ssl_diffusion.pixels import pair_sheet, to_uint8
+from ssl_diffusion.training.tasks import Batch
 from ssl_diffusion.weights.folder import write_model
 from ssl_diffusion.weights.model import Model, init_denoiser, load_autoencoder, load_encoder
 
@@ -56,7 +57,7 @@ class DenoiserTask:
         )
 
     def loss(
-        self, params: PyTree, batch: dict[str, Array], key: Array
+        self, params: PyTree, batch: Batch, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
         drop_key, loss_key = jax.random.split(key)
         drop = jax.random.bernoulli(
@@ -64,7 +65,7 @@ class DenoiserTask:
         )
         return self._loss(params, batch, drop, loss_key), {}
 
-    def _loss(self, params: PyTree, batch: dict[str, Array], drop: Array, key: Array):
+    def _loss(self, params: PyTree, batch: Batch, drop: Array, key: Array):
         context = self.conditioner.apply(
             {"params": params["conditioner"]}, batch["embedding"], drop
         )
@@ -120,7 +121,7 @@ class DenoiserTask:
     def _held_out(self, fields: tuple[str, ...], most: int) -> dict[str, np.ndarray]:
         source = self.records.source("test", fields)
         # Spread over the split: its beginning is one corner of one slide.
-        picks = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)
+        picks = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist()
         examples = [source[i] for i in picks]
         return {name: np.stack([example[name] for example in examples]) for name in fields}
 

@@ -17,6 +17,7 @@ from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.evaluation.measures import encoder_numbers
 from ssl_diffusion.models.build import build
 from ssl_diffusion.models.layers import MLP
+from ssl_diffusion.training.tasks import Batch
 from ssl_diffusion.weights.folder import write_model
 
 
@@ -56,7 +57,7 @@ class EncoderTask:
         }
 
     def loss(
-        self, params: PyTree, batch: dict[str, Array], key: Array
+        self, params: PyTree, batch: Batch, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
         model = self.config.model
         image = batch["image"] / 127.5 - 1.0
