@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,5 +56,6 @@ def _parse(flag_values: flags.FlagValues) -> None:
 
 
 def _fail(message: str) -> None:
+    warnings.simplefilter("ignore")  # a save that was given up warns of itself at exit
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)

@@ -54,7 +54,7 @@ class AutoencoderTask:
         images = np.stack([source[i]["image"] for i in range(min(PICTURED, len(source)))])
         return pair_sheet(images, self._reconstruct(params, images), columns=4)
 
-    def measure(self, params: PyTree) -> dict[str, float]:
+    def measure(self, params: PyTree) -> dict[str, int | float]:
         images = np.concatenate(list(self.records.source("test", ("image",)).chunks("image")))
         return autoencoder_numbers(images, self._reconstruct(params, images))
 

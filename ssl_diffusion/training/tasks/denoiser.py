@@ -92,7 +92,7 @@ class DenoiserTask:
         )
         return pair_sheet(examples["image"], to_uint8(model.decode(latent)), columns=4)
 
-    def measure(self, params: PyTree) -> dict[str, float]:
+    def measure(self, params: PyTree) -> dict[str, int | float]:
         """Held-out loss with the right embedding, without one, and with another patch's."""
         examples = self._held_out(("latent", "embedding"), MEASURED)
         count = len(examples["latent"])

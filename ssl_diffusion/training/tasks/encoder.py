@@ -74,7 +74,7 @@ class EncoderTask:
     def picture(self, params: PyTree) -> None:
         return None
 
-    def measure(self, params: PyTree) -> dict[str, float]:
+    def measure(self, params: PyTree) -> dict[str, int | float]:
         images = np.concatenate(list(self.records.source("test", ("image",)).chunks("image")))
         encoder = SSLEncoder(self.encoder, params["encoder"], self._spec({}))
         untrained = encoder.reinitialised(self.config.seed)
