@@ -9,7 +9,7 @@ Data: the regions of interest (PNG, 40x, 0.25 µm/px) of https://www.bracs.icar.
 token of 384), another encoder by `--config.data.encoder=DIR`. U-Net of 400.9 M parameters, 208.5
 GFLOP a forward.
 
-Hardware: written for a TPU v5e-16 slice or 8 GPUs of 80 GB; nothing has been measured with it yet.
+Hardware: written for one host of TPUs or 8 GPUs of 80 GB; nothing has been measured with it yet.
 The paper reports FID 6.98 for its TCGA-BRCA 20x model, which this one is the BRACS counterpart of;
 none for BRACS.
 """
@@ -19,9 +19,10 @@ from ml_collections import ConfigDict
 INSTRUCTIONS = (
     "The data set is BRACS (regions of interest, https://www.bracs.icar.cnr.it, registration "
     "needed): download BRACS_RoI and unpack it so that "
-    "data/bracs/BRACS_RoI/latest_version/{train,val,test}/ exist; put a HIPT ViT-S/16 encoder into "
-    "weights/hipt and a VQ-f4 autoencoder into weights/vq_f4 (model folders; any other by "
-    "--config.data.encoder=DIR and --config.data.autoencoder=DIR); then run: "
+    "data/bracs/BRACS_RoI/latest_version/{train,val,test}/ exist; put the model folders of a HIPT "
+    "ViT-S/16 encoder into weights/hipt and of a VQ-f4 autoencoder into weights/vq_f4 (published "
+    "weights cannot be converted yet; folders trained here, as configs/demo_encoder.py does, are "
+    "named by --config.data.encoder=DIR and --config.data.autoencoder=DIR); then run: "
     "python -m ssl_diffusion.prepare --config=configs/bracs.py"
 )
 

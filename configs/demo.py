@@ -5,7 +5,7 @@
     python -m ssl_diffusion.train --config=configs/demo.py:dit --workdir=runs/demo_dit    # DiT
 
 `bash launch/demo.sh` runs both commands, samples, stitches and evaluates. Hardware: 2 CPU cores,
-about 8 minutes of training; expected numbers are in the README's table.
+about 9 minutes of training; expected numbers are in the README's table.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
 #
 #   bash launch/demo.sh [OUT] [--config=configs/demo.py[:dit]] [--quick]
 #
-# OUT is `out` by default. Run again, it goes on where it stopped or reuses what is there. --quick shortens
-# training and sampling to see that everything works; its numbers mean nothing.
+# OUT is `out` by default; another config needs another OUT. Run again, it goes on where it stopped or reuses what
+# is there. --quick shortens training and sampling to see that everything works; its numbers mean nothing.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -25,23 +25,25 @@ use_every_core
 mkdir -p "$OUT"
 OUT="$(cd "$OUT" && pwd)"
 cd "$ROOT"
-TRAIN=() SAMPLE=() GENERATE=()
+TRAIN=()
 if [ -n "$QUICK" ]; then
   TRAIN=(--config.steps=30 --config.checkpoint_every=15 --config.sample_every=30 --config.log_every=5 --config.sampling.steps=4)
 fi
 
-# Seconds per phase; a phase that was done before keeps the time it took then.
+# Seconds per phase, summed over interrupted runs; a phase that was done keeps the time it took then.
 phase() {
-  local name="$1" began="$SECONDS"
+  local name="$1" began="$SECONDS" status=0 before=0
   shift
+  [ -e "$OUT/.done.$name" ] || before="$(cat "$OUT/.seconds.$name" 2>/dev/null || echo 0)"
   echo "== $name" >&2
-  "$@"
-  local took=$((SECONDS - began))
-  [ -e "$OUT/.seconds.$name" ] || echo "$took" >"$OUT/.seconds.$name"
+  "$@" || status=$?
+  [ -e "$OUT/.done.$name" ] || echo $((before + SECONDS - began)) >"$OUT/.seconds.$name"
+  [ "$status" = 0 ] || exit "$status"
+  touch "$OUT/.done.$name"
 }
 command_of() { "$PYTHON" -m "ssl_diffusion.$1" "${@:2}"; }
-unless() { # unless FILE COMMAND...: runs the command if the file is not there yet
-  [ -e "$1" ] || "${@:2}"
+unless() { # unless FILE COMMAND...: runs the command if the file is not newer than the model
+  [ "$1" -nt "$OUT/train/model/model.json" ] || "${@:2}"
 }
 timings() {
   local name value line=""
@@ -54,12 +56,12 @@ timings() {
 
 phase install make_environment
 phase prepare command_of prepare --config="$CONFIG" --output="$OUT/records"
-phase train command_of train --config="$CONFIG" --workdir="$OUT/train" --config.data.dir="$OUT/records" "${TRAIN[@]}"
+phase train command_of train --config="$CONFIG" --workdir="$OUT/train" --config.data.dir="$OUT/records" ${TRAIN[@]+"${TRAIN[@]}"}
 phase sample unless "$OUT/samples/samples.json" \
-  command_of sample --model="$OUT/train/model" --records="$OUT/records" --output="$OUT/samples" "${SAMPLE[@]}"
+  command_of sample --model="$OUT/train/model" --records="$OUT/records" --output="$OUT/samples"
 phase stitch unless "$OUT/stitched.json" \
   command_of generate --model="$OUT/train/model" --reference=demo:cmu_small_region.svs --region="$REGION" \
-  --output="$OUT/stitched.png" "${GENERATE[@]}"
+  --output="$OUT/stitched.png"
 timings
 command_of evaluate --model="$OUT/train/model" --records="$OUT/records" --train="$OUT/train" \
   --samples="$OUT/samples" --stitched="$OUT/stitched.png" --timings="$OUT/timings.json" --output="$OUT"

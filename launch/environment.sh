@@ -22,7 +22,7 @@ make_environment() {
     return
   fi
   local base found=
-  for base in python3 python3.12 python3.11 python3.13; do # a name may exist and still not run
+  for base in python3.12 python3.11 python3; do # a name may exist and still not run
     if "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       found="$base"
       break
@@ -32,7 +32,12 @@ make_environment() {
     echo "error: no Python 3.11 or newer found as python3; install one (3.11 is tested)" >&2
     exit 2
   fi
-  [ -x "$PYTHON" ] || "$found" -m venv "$ROOT/.venv"
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check --editable "$ROOT${EXTRAS:-}"
+  if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then
+    "$found" -m venv --clear "$ROOT/.venv" || {
+      echo "error: $found cannot make a virtual environment; install its venv module (Debian: python3-venv)" >&2
+      exit 2
+    }
+  fi
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check --editable "$ROOT${EXTRAS:-}" || return 1
   touch "$stamp"
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from ssl_diffusion.errors import DISK_FULL, InputError
+from ssl_diffusion.errors import InputError, disk_is_full
 
 
 def run(main: Callable[[], None], flag_values: flags.FlagValues) -> None:
@@ -28,12 +28,14 @@ def run(main: Callable[[], None], flag_values: flags.FlagValues) -> None:
         main()
     except InputError as error:
         _fail(str(error))
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        _fail(f"cannot use {error.filename}: {error.strerror}; give another path")
+    except Exception as error:
+        if not disk_is_full(error):
             raise
         _fail(
-            f"no space left on the disk while writing {error.filename or 'a file'}; "
-            "free some and run the same command again: what was saved before is intact"
+            f"no space left on the disk ({error}); free some and run the same command again: what "
+            "was saved before is intact"
         )
 
 

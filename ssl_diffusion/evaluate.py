@@ -83,8 +83,12 @@ def main() -> None:
         )
     if STITCHED.value:
         stitched, settings["stitched"] = inputs.read_stitched(Path(STITCHED.value))
-        picture = open_image(settings["stitched"]["reference"])
+        reference = open_image(settings["stitched"]["reference"])
+        picture = reference.at(model.mpp, settings["stitched"].get("reference_mpp"))
         picture.read(*settings["stitched"]["region"])  # raises now rather than after minutes
+    for name in ("samples", "stitched"):
+        if name in settings and settings[name].get("model_sha256") != model.sha256:
+            raise InputError(f"--{name} was made with another model; make it again with this one")
     losses = None
     if TRAIN.value:
         losses, report["train"] = inputs.read_training(Path(TRAIN.value))

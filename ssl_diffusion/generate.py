@@ -3,9 +3,10 @@
 python -m ssl_diffusion.generate --model=DIR --reference=SLIDE --region=x,y,w,h --output=image.png
 python -m ssl_diffusion.generate --model=DIR --grid=grid.npy --output=image.png
 
-Writes the PNG and, beside it, a .json with the settings. Of the reference only embeddings are used:
-a grid saved with --save_grid gives the identical image. Where the region is no multiple of the
-patch, its last row and column of cells are read shifted inward, so that they lie inside the region.
+Writes the PNG and, beside it, a .json with the settings. A reference of a finer resolution than the
+model's is resampled to it, and the region counts in those pixels. Of the reference only embeddings
+are used: a grid saved with --save_grid gives the identical image. Where the region is no multiple
+of the patch, its last row and column of cells are read shifted inward, to lie inside the region.
 """
 
 import logging
@@ -25,7 +26,7 @@ from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import replacing, write_json
 from ssl_diffusion.stitching.large_image import check_grid, check_settings, check_size, stitch
 from ssl_diffusion.stitching.reference import embed_region, load_grid, save_grid
-from ssl_diffusion.weights.model import Model, load_model
+from ssl_diffusion.weights.model import load_model
 
 FLAGS = flags.FlagValues()
 MODEL = flags.DEFINE_string(
@@ -34,8 +35,18 @@ MODEL = flags.DEFINE_string(
 REFERENCE = flags.DEFINE_string(
     "reference", None, "slide or image whose patches are embedded", flag_values=FLAGS
 )
+REFERENCE_MPP = flags.DEFINE_float(
+    "reference_mpp",
+    None,
+    "µm per pixel of a --reference that does not say it itself",
+    lower_bound=1e-6,
+    flag_values=FLAGS,
+)
 REGION = flags.DEFINE_string(
-    "region", None, "x,y,w,h in px of the reference; all of it by default", flag_values=FLAGS
+    "region",
+    None,
+    "x,y,w,h in px at the model's resolution; all of it by default",
+    flag_values=FLAGS,
 )
 GRID = flags.DEFINE_string(
     "grid", None, "[rows, cols, tokens, dim] embeddings: .npy, .safetensors", flag_values=FLAGS
@@ -69,9 +80,6 @@ SAVE_GRID = flags.DEFINE_string(
     "save_grid", None, ".npy to write the embeddings to", flag_values=FLAGS
 )
 
-# Relative difference in µm per pixel up to which an encoder still sees what it was trained on.
-SAME_RESOLUTION = 0.05
-
 
 def main() -> None:
     """Checks the input, embeds the reference (or reads the grid), stitches, writes the files."""
@@ -85,14 +93,14 @@ def main() -> None:
         raise InputError("--region is a region of --reference; without one, leave it out")
     size = parse("size", SIZE.value, "x", 2, "width x height, as 512x384") if SIZE.value else None
 
+    model = load_model(MODEL.value)
     if REFERENCE.value:
-        picture = open_image(REFERENCE.value)
+        picture = open_image(REFERENCE.value).at(model.mpp, REFERENCE_MPP.value)
         region = read_region(picture)
         width, height = size or region[2:]
     else:
         grid, region = load_grid(GRID.value), None
 
-    model = load_model(MODEL.value)
     sampling = model.spec["sampling"]
     settings = {
         "steps": sampling["steps"] if STEPS.value is None else STEPS.value,
@@ -101,7 +109,6 @@ def main() -> None:
     }
     check_settings(model, **settings)
     if region:
-        check_resolution(picture, model)
         cells = (-(-region[3] // model.patch_px), -(-region[2] // model.patch_px))
         check_size(cells, height, width, model.patch_px)
         progress = partial(tqdm, desc="embed", unit="patch")
@@ -132,7 +139,9 @@ def main() -> None:
         output.with_suffix(".json"),
         {
             "model": MODEL.value,
+            "model_sha256": model.sha256,
             "reference": REFERENCE.value,
+            "reference_mpp": REFERENCE_MPP.value,
             "region": region,
             "grid": GRID.value,
             "width_px": width,
@@ -175,17 +184,6 @@ def read_region(picture: Picture) -> tuple[int, int, int, int]:
             f"{picture.width}x{picture.height} px; choose one that is"
         )
     return x, y, width, height
-
-
-def check_resolution(picture: Picture, model: Model) -> None:
-    """Raises InputError where the reference's µm per pixel is known and not what the model saw."""
-    if picture.mpp is None or model.mpp is None:
-        logging.info("%s: µm per pixel not known, taken as the model's %s", picture.path, model.mpp)
-    elif abs(picture.mpp / model.mpp - 1) > SAME_RESOLUTION:
-        raise InputError(
-            f"{picture.path} has {picture.mpp:g} µm per pixel, the model was trained at "
-            f"{model.mpp:g}; resample the reference to {model.mpp:g}"
-        )
 
 
 if __name__ == "__main__":

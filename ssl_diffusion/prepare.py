@@ -5,7 +5,9 @@ files. Nothing holds the data set in memory. The folder appears whole or not at 
 that was made by the same recipe is kept as it is.
 """
 
+import hashlib
 import itertools
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -19,9 +21,11 @@ from tqdm import tqdm
 
 from ssl_diffusion import cli, demo
 from ssl_diffusion.data.records import RecordsWriter, open_records
-from ssl_diffusion.data.sources import find_images, split_patches
+from ssl_diffusion.data.slides import open_image
+from ssl_diffusion.data.sources import RECIPE, SPLITS, find_images, split_patches
+from ssl_diffusion.data.split import Split, draw_split, read_split
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.files import replacing, sha256
+from ssl_diffusion.files import replacing, sha256, write_json
 from ssl_diffusion.weights.folder import SPEC, WEIGHTS, copy_model
 from ssl_diffusion.weights.model import load_autoencoder, load_encoder
 
@@ -34,7 +38,6 @@ OUTPUT = flags.DEFINE_string(
 )
 
 BATCH = 256
-SPLITS = ("train", "val", "test")
 
 
 def main() -> None:
@@ -45,10 +48,17 @@ def main() -> None:
 
 
 def prepare(data: ConfigDict, output: Path) -> None:
-    """Writes the records of one config's `data` section to `output`."""
-    recipe = _recipe(data)
-    if output.exists():
-        found = open_records(output).metadata["recipe"]
+    """Writes the records of one config's `data` section to `output`.
+
+    A split file that is named and does not exist is drawn first, and kept.
+    """
+    images = find_images(data)
+    split = _split(data, images)
+    recipe = _recipe(data, images, split)
+    if output.is_file():
+        raise InputError(f"--output={output} is a file; give a folder")
+    if output.exists() and any(output.iterdir()):
+        found = open_records(output, "It is not empty: choose another --output.").metadata["recipe"]
         if found != recipe:
             changed = [
                 name for name in sorted(recipe | found) if recipe.get(name) != found.get(name)
@@ -59,14 +69,21 @@ def prepare(data: ConfigDict, output: Path) -> None:
             )
         logging.info("records in %s are there already", output)
         return
-    images = find_images(data)
     encoder = load_encoder(data.encoder) if data.encoder else None
     first_stage = load_autoencoder(data.autoencoder) if data.autoencoder else None
+    for name, model in (("encoder", encoder), ("autoencoder", first_stage)):
+        theirs = model.spec.get("trained", {}).get("split_sha256") if model else None
+        if theirs not in (None, recipe["split_sha256"]):
+            logging.warning(
+                "the %s was trained with another split; held-out figures are honest only if it saw "
+                "none of these held-out patches",
+                name,
+            )
     metadata: dict[str, Any] = {
         "recipe": recipe,
         "patch_px": data.patch_px,
         "mpp": data.mpp,
-        "split_sha256": sha256(demo.resolve(data.split)) if data.split else "by folder",
+        "split_sha256": recipe["split_sha256"],
     }
     embedding_shape = latent_shape = None
     if encoder:
@@ -80,18 +97,18 @@ def prepare(data: ConfigDict, output: Path) -> None:
     with replacing(output) as temporary, tqdm(desc="prepare", unit="patch") as bar:
         writer = RecordsWriter(temporary, SPLITS, embedding_shape, latent_shape)
         counts, embedding_sum = dict.fromkeys(SPLITS, 0), 0.0
-        for batch in _batches(images, data):
+        for batch in _batches(images, data, split):
             pixels = np.stack([example["image"] for _, example in batch])
             embeddings = encoder.embed(pixels) if encoder else [None] * len(batch)
             latents = first_stage.encode(pixels).astype(np.float16) if first_stage else embeddings
-            for (split, example), embedding, latent in zip(batch, embeddings, latents, strict=True):
+            for (part, example), embedding, latent in zip(batch, embeddings, latents, strict=True):
                 if encoder:
                     example["embedding"] = embedding
-                    embedding_sum += embedding.astype(np.float64) * (split == "train")
+                    embedding_sum += embedding.astype(np.float64) * (part == "train")
                 if first_stage:
                     example["latent"] = latent
-                writer.add(split, example)
-                counts[split] += 1
+                writer.add(part, example)
+                counts[part] += 1
             bar.update(len(batch))
         if not counts["train"] or not counts["test"]:
             raise InputError(f"patches found: {counts}; training needs some in train and in test")
@@ -106,36 +123,51 @@ def prepare(data: ConfigDict, output: Path) -> None:
     logging.info("wrote %s to %s", counts, output)
 
 
-def _batches(images: list[str], data: ConfigDict) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+def _batches(
+    images: list[str], data: ConfigDict, split: Split | None
+) -> Iterator[list[tuple[str, dict[str, Any]]]]:
     """(split, example) pairs, `BATCH` at a time."""
     pairs = (
         (
-            split,
-            {"image": patch.pixels, "x": patch.x, "y": patch.y, "source": demo.resolve(path).name},
+            name,
+            {
+                "image": patch.pixels,
+                "x": patch.x,
+                "y": patch.y,
+                "source": demo.resolve(path).name,
+            },
         )
         for path in images
-        for split, _, patch in split_patches(path, data)
+        for name, _, patch in split_patches(path, data, split)
     )
     while batch := list(itertools.islice(pairs, BATCH)):
         yield batch
 
 
-def _recipe(data: ConfigDict) -> dict[str, Any]:
-    """What the records depend on: the `data` section, and the hashes of the models."""
-    recipe = {
-        name: data.get(name)
-        for name in (
-            "images",
-            "split",
-            "patch_px",
-            "mpp",
-            "source_mpp",
-            "stride_px",
-            "min_saturation",
-            "encoder",
-            "autoencoder",
+def _split(data: ConfigDict, images: list[str]) -> Split | None:
+    """The split file, drawn and written first if it does not exist; None where folders split."""
+    if not data.split:
+        return None
+    if not demo.resolve(data.split).exists():
+        pictures = [open_image(path).at(data.mpp, data.get("source_mpp")) for path in images]
+        drawn = draw_split(
+            pictures,
+            seed=0,
+            patch_px=data.patch_px,
+            min_saturation=data.min_saturation,
+            block_px=4 * data.patch_px,
         )
-    }
+        write_json(data.split, drawn)
+        logging.info("drew the split %s: %s", data.split, drawn["drawn"])
+    return read_split(data.split)
+
+
+def _recipe(data: ConfigDict, images: list[str], split: Split | None) -> dict[str, Any]:
+    """What the records depend on: the `data` section, and hashes of files, split and models."""
+    recipe = {name: data.get(name) for name in RECIPE}
+    files = [(path, demo.resolve(path).stat().st_size) for path in images]
+    recipe["files_sha256"] = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    recipe["split_sha256"] = split.sha256 if split else recipe["files_sha256"]
     for name in ("encoder", "autoencoder"):
         if data[name]:
             folder = demo.resolve(data[name])

@@ -83,6 +83,7 @@ def main() -> None:
     ddim_timesteps(model.schedule.steps, steps)
     denoise = model.denoiser(guidance)
 
+    (output / "samples.json").unlink(missing_ok=True)  # it tells of the patches replaced below
     start = time.perf_counter()
     real, samples = [], []
     with replacing(output / "patches") as folder:
@@ -112,6 +113,7 @@ def main() -> None:
         output / "samples.json",
         {
             "model": MODEL.value,
+            "model_sha256": model.sha256,
             "records": RECORDS.value,
             "split": SPLIT.value,
             "count": count,

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from ssl_diffusion import cli
 from ssl_diffusion.data.pipeline import training_batches
 from ssl_diffusion.data.records import Records, open_records
+from ssl_diffusion.data.sources import RECIPE
 from ssl_diffusion.devices import shardings
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import write_json
@@ -55,14 +56,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
     Raises InputError, before anything compiles, for data, config or workdir that cannot be used.
     """
     # 1. What: records, task, and the workdir that belongs to them.
+    _check_config(config)
     records = open_records(config.data.dir, config.data.get("instructions", ""))
     _check_records(config, records)
     task: Task = TASKS[config.task](config, records)
     source = records.source("train", task.fields)
-    if config.batch_size % jax.device_count():
-        raise InputError(
-            f"batch size {config.batch_size} does not divide among {jax.device_count()} devices"
-        )
     batches = training_batches(
         source,
         config.batch_size,
@@ -71,7 +69,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         processes=jax.process_count(),
         workers=config.data.get("workers", 0),
     )
-    claim_workdir(workdir, config)
+    claim_workdir(workdir, config, records.metadata["recipe"])
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
 
     # 2. State: fresh or restored, replicated over the mesh; batches are split over it.
@@ -83,7 +81,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         state, place = checkpoints.restore(state)
         batches.set_state(place)
     start = int(state.step)
-    if start == config.steps and (workdir / "summary.json").exists():
+    done = workdir / "summary.json", workdir / "model" / "model.json"
+    if start == config.steps and all(file.exists() for file in done):
         logging.info("%s is trained already (%d steps)", workdir, start)
         return
     logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
@@ -98,9 +97,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
             batch = jax.make_array_from_process_local_data(rows, next(batches))
             state, metrics = step_fn(state, batch)
             log.advance(metrics)
-            if _due(step, config.log_every, config.steps):
+            saves = _due(step, config.checkpoint_every, config.steps)
+            if saves or _due(step, config.log_every, config.steps):
                 log.metrics(step, metrics)
-            if _due(step, config.checkpoint_every, config.steps):
+            if saves:
                 log.flush()  # stops here rather than save a state whose loss is not finite
                 with log.paused():
                     checkpoints.save(state, batches.get_state())
@@ -108,8 +108,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 with log.paused():
                     log.picture(step, task.picture(state.ema))
     finally:
-        log.close()
-        checkpoints.wait()
+        try:
+            log.close()
+        finally:
+            checkpoints.wait()
 
     # 4. Result: the averaged weights as a model folder, and what they measure.
     _finish(config, workdir, records, task, state)
@@ -119,12 +121,29 @@ def _due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
 
 
+def _check_config(config: ConfigDict) -> None:
+    if config.task not in TASKS:
+        raise InputError(f"config.task is {config.task!r}, expected one of {', '.join(TASKS)}")
+    for name in ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every"):
+        if config[name] < 1:
+            raise InputError(f"config.{name} is {config[name]}, expected 1 or more")
+    if config.batch_size % jax.device_count():
+        raise InputError(
+            f"batch size {config.batch_size} does not divide among {jax.device_count()} devices; "
+            "set --config.batch_size to a multiple"
+        )
+
+
 def _check_records(config: ConfigDict, records: Records) -> None:
-    for name in ("patch_px", "mpp"):
-        if records.metadata[name] != config.data[name]:
+    """InputError if the records were not made by the recipe that the config tells."""
+    recipe = records.metadata["recipe"]
+    for name in RECIPE:
+        if name in ("encoder", "autoencoder") and not config.data[name]:
+            continue  # a task that reads images alone does not mind how they were encoded
+        if recipe[name] != config.data.get(name):
             raise InputError(
-                f"records in {records.folder} have {name} {records.metadata[name]}, the config "
-                f"{config.data[name]}; prepare them with this config"
+                f"records in {records.folder} have {name} {recipe[name]!r}, the config "
+                f"{config.data.get(name)!r}; prepare them with this config, in another folder"
             )
 
 
@@ -136,7 +155,8 @@ def _finish(
     last = logged[-10:]
     trained = {
         "config": config.name,
-        "command": f"python -m ssl_diffusion.train --config={config.name}",
+        "command": f"python -m ssl_diffusion.train --config={config.name} --workdir=DIR",
+        "settings": json.loads(config.to_json()),
         "steps": config.steps,
         "batch_size": config.batch_size,
         "images_seen": config.steps * config.batch_size,

@@ -155,6 +155,21 @@ def test_sample_and_evaluate_make_a_report(run_dir, records_dir, generated, tmp_
             ["--model={tmp}", "--grid={tmp}/wide.npy", "--output={tmp}/x.png"],
             ["model.json"],
         ),
+        (
+            "generate",
+            ["--model={model}", "--reference={tmp}/plain.png", "--output={tmp}/x.png"],
+            ["does not say its µm per pixel", "--reference_mpp"],
+        ),
+        (
+            "train",
+            ["--config=configs/demo.py", "--workdir={tmp}/w", "--config.log_every=0"],
+            ["config.log_every is 0, expected 1 or more"],
+        ),
+        (
+            "train",
+            ["--config=configs/demo.py", "--workdir={tmp}/w", "--config.task=gan"],
+            ["expected one of denoiser, autoencoder, encoder"],
+        ),
         ("sample", ["--model={model}", "--records={tmp}", "--output={tmp}/s"], ["no records in"]),
         (
             "evaluate",
@@ -168,6 +183,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ):
     (tmp_path / "text.svs").write_text("these are notes, not a slide")
     np.save(tmp_path / "wide.npy", np.zeros((2, 2, 1, 64), np.float32))
+    Image.new("RGB", (128, 128)).save(tmp_path / "plain.png")
     places = {
         "{tmp}": str(tmp_path),
         "{model}": str(run_dir / "model"),
@@ -176,7 +192,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
     for name, place in places.items():
         arguments = [argument.replace(name, place) for argument in arguments]
     fails_with(run_command(module, *arguments), *phrases)
-    left = {path.name for path in tmp_path.iterdir()} - {"text.svs", "wide.npy", "e", "s"}
+    left = {path.name for path in tmp_path.iterdir()} - {
+        "text.svs",
+        "wide.npy",
+        "plain.png",
+        "e",
+        "s",
+    }
     assert not left
 
 

@@ -15,7 +15,7 @@ from ssl_diffusion.data.pipeline import training_batches
 from ssl_diffusion.data.records import open_records
 from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.data.sources import find_images, split_patches
-from ssl_diffusion.data.split import make_split, read_split
+from ssl_diffusion.data.split import draw_split, read_split
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
 from ssl_diffusion.prepare import prepare
@@ -38,7 +38,7 @@ def test_slide_holds_623_tissue_patches():
 
 def test_shipped_split_is_what_its_seed_draws():
     shipped = read_json(demo.resolve(demo.SPLIT), "split")
-    drawn = make_split(demo.SLIDE, seed=shipped["drawn"]["seed"])
+    drawn = draw_split([open_image(demo.SLIDE)], seed=shipped["drawn"]["seed"])
     assert json.loads(json.dumps(drawn)) == shipped
     assert 0.18 < shipped["drawn"]["held_out_patches"] / 623 < 0.22
 
@@ -54,7 +54,7 @@ def test_no_training_patch_of_any_stage_overlaps_a_held_out_block():
     recipes = {tuple(section[name] for name in geometry) for section in sections.values()}
     assert len(recipes) == 1  # so that one pass below speaks for all three stages
     counts = {"train": 0, "test": 0}
-    for split, _, patch in split_patches(demo.SLIDE, sections["demo"]):
+    for split, _, patch in split_patches(demo.SLIDE, sections["demo"], read_split(demo.SPLIT)):
         covered = held_out[patch.y : patch.y + 64, patch.x : patch.x + 64]
         assert covered.all() if split == "test" else not covered.any()
         counts[split] += 1
@@ -73,8 +73,42 @@ def test_split_of_another_image_is_refused(tmp_path):
     split = read_json(demo.resolve(demo.SPLIT), "split")
     (tmp_path / "split.json").write_text(json.dumps(split))
     (tmp_path / "cmu_small_region.svs").write_bytes(b"another slide")
+    read = read_split(tmp_path / "split.json")
     with pytest.raises(InputError, match="SHA-256"):
-        read_split(tmp_path / "split.json")
+        read.check_image(tmp_path / "cmu_small_region.svs")
+    with pytest.raises(InputError, match="not other.svs"):
+        read.check_image(tmp_path / "other.svs")
+
+
+def test_own_image_gets_a_split_of_its_own_that_is_kept(tmp_path):
+    """An image at twice the resolution: blocks and patches count in pixels at the records' own."""
+    slide = open_image(demo.SLIDE).read(700, 1600, 640, 640)
+    Image.fromarray(slide).resize((1280, 1280)).save(tmp_path / "roi.png")
+    data = shrink(load_config("demo_encoder")).data
+    data.update({"images": str(tmp_path / "roi.png"), "split": str(tmp_path / "split.json")})
+    data.source_mpp = 0.25
+    prepare(data, tmp_path / "records")
+    drawn = (tmp_path / "split.json").read_text()
+    records = open_records(tmp_path / "records")
+    train, test = records.source("train"), records.source("test")
+    assert len(train) + len(test) == 89 and len(test) == 21
+    held_out = read_split(tmp_path / "split.json")
+    for i in range(len(train)):
+        assert not held_out.touches_held_out("roi.png", train[i]["x"], train[i]["y"], 64)
+    prepare(data, tmp_path / "records")
+    assert (tmp_path / "split.json").read_text() == drawn
+    changed = json.loads(drawn)
+    changed["sources"]["roi.png"]["held_out"] = [[0, 0]]
+    (tmp_path / "split.json").write_text(json.dumps(changed))
+    with pytest.raises(InputError, match="split_sha256"):  # never the old records with a new split
+        prepare(data, tmp_path / "records")
+
+
+def test_one_image_without_a_split_is_refused(tmp_path):
+    data = shrink(load_config("demo_encoder")).data
+    data.split = ""
+    with pytest.raises(InputError, match="name a split file in config.data.split"):
+        prepare(data, tmp_path / "records")
 
 
 def test_resampling_keeps_physical_size_and_has_no_seams(tmp_path):
@@ -124,7 +158,7 @@ def test_folders_are_splits_and_resolution_is_assumed(tmp_path):
     found = [
         (split, patch.x, patch.y)
         for path in find_images(data)
-        for split, _, patch in split_patches(path, data)
+        for split, _, patch in split_patches(path, data, None)
     ]
     assert found.count(("train", 32, 64)) == 1 and ("test", 32, 64) not in found
     assert (

@@ -30,7 +30,13 @@ def write_samples(folder: Path, indices: list[int], size: int = PATCH) -> Path:
     for index in indices:
         Image.fromarray(picture(index, size)).save(folder / "patches" / f"{index:05d}.png")
     text = json.dumps(
-        {"split": "test", "indices": indices, "steps": 5, "note": "<script>x</script>"}
+        {
+            "split": "test",
+            "indices": indices,
+            "steps": 5,
+            "note": "<script>x</script>",
+            "model_sha256": "0",
+        }
     )
     (folder / "samples.json").write_text(text)
     return folder
@@ -199,7 +205,7 @@ class FakeEncoder:
 class FakeModel:
     """An autoencoder that averages 4 x 4 px, and no denoiser: evaluate must not need one."""
 
-    patch_px, factor = PATCH, FACTOR
+    patch_px, factor, mpp, sha256 = PATCH, FACTOR, 0.5, "0"
     spec = {"embedding": {"tokens": 1, "dim": 48, "mean": [[0.0] * 48]}, "name": "<i>fake</i>"}
     encoder = FakeEncoder()
 
@@ -254,6 +260,8 @@ def fake_run(folder: Path) -> None:
         "region": REGION,
         "stride": 2,
         "seconds": 3.5,
+        "model_sha256": "0",
+        "reference_mpp": 0.5,
     }
     (folder / "stitched.json").write_text(json.dumps(stitched))
     outside = stitched | {"region": [180, 0, 64, 48]}
@@ -360,6 +368,7 @@ def test_report_without_samples_or_training(finished):
         ("right", ["--output={}/x"], "give --samples, --stitched or both"),
         ("right", ["--samples={}/samples", "--output={}/timings.json"], "cannot write into"),
         ("right", ["--stitched={}/elsewhere.png", "--output={}/x"], "is not inside"),
+        ("retrained", ["--samples={}/samples", "--output={}/x"], "made with another model"),
         ("of_another_split", ["--samples={}/samples", "--output={}/x"], "with another split"),
         (
             "of_another_encoder",
@@ -382,6 +391,8 @@ if __name__ == "__main__":
 
     def load_fake(name: str) -> FakeModel:
         model = FakeModel()
+        if name == "retrained":
+            model.sha256 = "1"
         if name == "of_another_split":
             model.spec = model.spec | {"trained": {"split_sha256": "0"}}
         if name == "of_another_encoder":

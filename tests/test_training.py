@@ -127,7 +127,7 @@ def test_truncated_checkpoint_is_named_and_the_one_before_still_works(
         os.truncate(file, file.stat().st_size // 2)
     config = shrink(load_config("demo"))
     config.data.dir = str(records_dir)
-    with pytest.raises(InputError, match="checkpoints/6 is damaged.*go on from step 4"):
+    with pytest.raises(InputError, match="checkpoints/6 cannot be restored.*go on from step 4"):
         train(config, workdir)
     shutil.rmtree(newest)
     train(config, workdir)
@@ -168,6 +168,11 @@ def test_records_of_another_patch_size_and_without_embeddings_are_refused(record
     with pytest.raises(InputError, match="patch_px 64, the config 128"):
         train(config, tmp_path / "a")
     config = shrink(load_config("demo"))
+    config.data.dir = str(records_dir)
+    config.data.stride_px = 32
+    with pytest.raises(InputError, match="stride_px 64, the config 32"):
+        train(config, tmp_path / "a")
+    config = shrink(load_config("demo"))
     config.data.dir = str(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no records"):
         train(config, tmp_path / "b")
@@ -178,7 +183,10 @@ def test_batch_must_divide_among_devices(records_dir, tmp_path):
     arguments = [*TINY, f"--workdir={tmp_path / 'train'}", f"--config.data.dir={records_dir}"]
     result = run_command("train", *arguments, "--config.batch_size=10", devices=8)
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1] == "error: batch size 10 does not divide among 8 devices"
+    assert result.stderr.splitlines()[-1] == (
+        "error: batch size 10 does not divide among 8 devices; "
+        "set --config.batch_size to a multiple"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,8 @@ class Picture:
         own = self.mpp or assumed_mpp
         if own is None:
             raise InputError(
-                f"{self.path} does not say its µm per pixel; set config.data.source_mpp to it"
+                f"{self.path} does not say its µm per pixel; say it: prepare takes it as "
+                "config.data.source_mpp, generate as --reference_mpp"
             )
         scale = mpp / own
         if abs(scale - 1) < SAME_RESOLUTION:

@@ -8,9 +8,22 @@ from ml_collections import ConfigDict
 from ssl_diffusion import demo
 from ssl_diffusion.data.patches import Patch, tissue_patches
 from ssl_diffusion.data.slides import Picture, open_image
-from ssl_diffusion.data.split import Split, read_split
+from ssl_diffusion.data.split import Split
 from ssl_diffusion.errors import InputError
 
+SPLITS = ("train", "val", "test")
+# What of a config's `data` section records depend on.
+RECIPE = (
+    "images",
+    "split",
+    "patch_px",
+    "mpp",
+    "source_mpp",
+    "stride_px",
+    "min_saturation",
+    "encoder",
+    "autoencoder",
+)
 IMAGE_SUFFIXES = (
     ".svs",
     ".tif",
@@ -39,21 +52,25 @@ def find_images(data: ConfigDict) -> list[str]:
     return sorted(str(path) for path in found)
 
 
-def split_patches(path: str, data: ConfigDict) -> Iterator[tuple[str, Picture, Patch]]:
+def split_patches(
+    path: str, data: ConfigDict, split: Split | None
+) -> Iterator[tuple[str, Picture, Patch]]:
     """The tissue patches of one image at `data.mpp`, each with its split.
 
-    With a split file, training patches keep clear of every held-out block, and "test" patches tile
-    the blocks without overlap. Without one, the folder below `data.images` names the split (train,
-    val, test).
+    With a `split`, training patches keep clear of every held-out block, and "test" patches tile the
+    blocks without overlap. Without one, the folder below `data.images` names the split (train, val
+    or test). Coordinates are pixels at `data.mpp`.
     """
     image = open_image(path).at(data.mpp, data.get("source_mpp"))
-    if data.split:
-        yield from _by_blocks(path, image, data, read_split(data.split))
+    if split:
+        split.check_image(path)
+        yield from _by_blocks(path, image, data, split)
         return
-    folder = Path(path).relative_to(data.images).parts[0]
-    if folder not in ("train", "val", "test"):
+    folder, *below = Path(path).relative_to(data.images).parts or ("",)
+    if folder not in SPLITS or not below:
         raise InputError(
-            f"{path} lies in {folder}/, expected train/, val/ or test/ below {data.images}"
+            f"{path}: without a split file, images lie in train/, val/ and test/ below data.images "
+            f"({data.images}); sort them so, or name a split file in config.data.split"
         )
     stride = data.stride_px if folder == "train" else data.patch_px
     for patch in tissue_patches(image, data.patch_px, stride, data.min_saturation):
@@ -64,10 +81,10 @@ def _by_blocks(
     path: str, image: Picture, data: ConfigDict, split: Split
 ) -> Iterator[tuple[str, Picture, Patch]]:
     size = data.patch_px
-    if image.mpp != open_image(path).mpp or data.patch_px % data.stride_px or split.block_px % size:
+    if size % data.stride_px or split.block_px % size:
         raise InputError(
-            f"a split file counts in level-0 pixels: it needs images at {data.mpp} µm per pixel, a "
-            f"stride that divides the patch and patches that divide {split.block_px} px"
+            f"stride {data.stride_px} and patches of {size} px with held-out blocks of "
+            f"{split.block_px} px; expected one to divide the next"
         )
     for patch in tissue_patches(image, size, data.stride_px, data.min_saturation):
         if not split.touches_held_out(path, patch.x, patch.y, size):

@@ -1,23 +1,26 @@
 """Which parts of which image are held out: whole blocks, in one file for every stage."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ssl_diffusion import demo
-from ssl_diffusion.data.patches import is_tissue
-from ssl_diffusion.data.slides import open_image
+from ssl_diffusion.data.patches import tissue_patches
+from ssl_diffusion.data.slides import Picture
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json, sha256
 
 
 @dataclass(frozen=True)
 class Split:
-    """Held-out blocks by image file name; `block_px` and the blocks' corners in level-0 pixels."""
+    """Held-out blocks by image file name: corners (x, y), in pixels at the records' resolution."""
 
     block_px: int
     held_out: dict[str, list[tuple[int, int]]]
+    image_sha256: dict[str, str]
     sha256: str
 
     def blocks(self, path: str | Path) -> list[tuple[int, int]]:
@@ -25,9 +28,20 @@ class Split:
         name = demo.resolve(path).name
         if name not in self.held_out:
             raise InputError(
-                f"the split knows {sorted(self.held_out)}, not {name}; add it to the split file"
+                f"the split knows {sorted(self.held_out)}, not {name}; name another split file in "
+                "config.data.split: prepare draws one that does not exist yet"
             )
         return self.held_out[name]
+
+    def check_image(self, path: str | Path) -> None:
+        """Raises InputError unless the image is the one that the split was drawn for."""
+        self.blocks(path)
+        file = demo.resolve(path)
+        if sha256(file) != self.image_sha256[file.name]:
+            raise InputError(
+                f"{path} is not the image its split was drawn for (SHA-256 differs); use that one, "
+                "or another split file"
+            )
 
     def touches_held_out(self, path: str | Path, x: int, y: int, size: int) -> bool:
         """Whether the square of `size` px at (x, y) shares a pixel with a held-out block."""
@@ -41,59 +55,65 @@ class Split:
 
 
 def read_split(path: str | Path) -> Split:
-    """Reads a split file and checks that every image it names nearby is the one it was made for."""
+    """Reads a split file; InputError if it is missing or not JSON."""
     file = demo.resolve(path)
     content = read_json(file, "split file")
-    for name, source in content["sources"].items():
-        image = file.parent / name
-        if image.is_file() and sha256(image) != source["sha256"]:
-            raise InputError(
-                f"{name} is not the image the split {path} was made for (SHA-256 differs)"
-            )
-    held_out = {
-        name: [tuple(block) for block in source["held_out"]]
-        for name, source in content["sources"].items()
-    }
-    return Split(content["block_px"], held_out, sha256(file))
+    sources = content["sources"].items()
+    return Split(
+        content["block_px"],
+        {name: [tuple(block) for block in source["held_out"]] for name, source in sources},
+        {name: source["sha256"] for name, source in sources},
+        sha256(file),
+    )
 
 
-def make_split(
-    path: str | Path,
+def draw_split(
+    pictures: Sequence[Picture],
     *,
     seed: int,
     fraction: float = 0.2,
     block_px: int = 256,
     patch_px: int = 64,
     min_saturation: float = 0.12,
-) -> dict:
-    """Draws whole blocks at random until `fraction` of the image's tissue patches lies in them.
+) -> dict[str, Any]:
+    """Draws whole blocks at random until `fraction` of each image's tissue patches lies in them.
 
     Returns the content of a split file. Partial blocks at the right and bottom edge are never
-    drawn. The shipped split is `make_split(demo.SLIDE, seed=SEED)` with the seed that is written
-    into it.
+    drawn. The shipped split is drawn with seed 350: among the first 400 the one chosen, before
+    anything was trained, for a row of three tissue-filled blocks that the demo can stitch.
     """
-    image = open_image(path)
-    per_block = block_px // patch_px
+    rng = np.random.default_rng(seed)
+    sources, total, held = {}, 0, 0
+    for picture in pictures:
+        counts = _tissue_patches(picture, block_px, patch_px, min_saturation)
+        corners = [corner for corner in counts if _is_whole(corner, picture, block_px)]
+        tissue, inside, held_out = sum(counts.values()), 0, []
+        for index in rng.permutation(len(corners)):
+            count = counts[corners[index]]
+            if count and inside < fraction * tissue:
+                held_out.append(corners[index])
+                inside += count
+        file = demo.resolve(picture.path)
+        held_out.sort(key=lambda corner: corner[::-1])
+        sources[file.name] = {"sha256": sha256(file), "held_out": held_out}
+        total, held = total + tissue, held + inside
+    drawn = {"seed": seed, "fraction": fraction, "tissue_patches": total, "held_out_patches": held}
+    return {"block_px": block_px, "drawn": drawn, "sources": sources}
 
-    def tissue_patches(x: int, y: int, columns: int, rows: int) -> int:
-        pixels = image.read(x, y, columns * patch_px, rows * patch_px)
-        tiles = pixels.reshape(rows, patch_px, columns, patch_px, 3).swapaxes(1, 2)
-        return sum(is_tissue(tile, min_saturation) for row in tiles for tile in row)
 
-    total = tissue_patches(0, 0, image.width // patch_px, image.height // patch_px)
-    corners = [
-        (x, y)
-        for y in range(0, image.height - block_px + 1, block_px)
-        for x in range(0, image.width - block_px + 1, block_px)
-    ]
-    held_out, count = [], 0
-    for index in np.random.default_rng(seed).permutation(len(corners)):
-        inside = tissue_patches(*corners[index], per_block, per_block)
-        if inside and count < fraction * total:
-            held_out.append(corners[index])
-            count += inside
-    name = demo.resolve(path).name
-    digest = sha256(demo.resolve(path))
-    source = {"sha256": digest, "held_out": sorted(held_out, key=lambda corner: corner[::-1])}
-    drawn = {"seed": seed, "fraction": fraction, "tissue_patches": total, "held_out_patches": count}
-    return {"block_px": block_px, "drawn": drawn, "sources": {name: source}}
+def _tissue_patches(
+    picture: Picture, block_px: int, patch_px: int, min_saturation: float
+) -> dict[tuple[int, int], int]:
+    """Tissue patches (without overlap) in each block, by the block's corner, row by row."""
+    counts = {
+        (x, y): 0
+        for y in range(0, picture.height, block_px)
+        for x in range(0, picture.width, block_px)
+    }
+    for patch in tissue_patches(picture, patch_px, patch_px, min_saturation):
+        counts[patch.x // block_px * block_px, patch.y // block_px * block_px] += 1
+    return counts
+
+
+def _is_whole(corner: tuple[int, int], picture: Picture, block_px: int) -> bool:
+    return corner[0] + block_px <= picture.width and corner[1] + block_px <= picture.height

@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from ssl_diffusion.errors import DISK_FULL, InputError
+from ssl_diffusion.errors import InputError, disk_is_full
 from ssl_diffusion.files import read_json, write_json
 from ssl_diffusion.training.state import TrainState
 
@@ -47,14 +47,10 @@ class Checkpoints:
         except Exception as error:  # the layers below raise many kinds for a damaged file
             others = [other for other in self._manager.all_steps() if other != step]
             remedy = f"go on from step {max(others)}" if others else "start again"
-            reason = (
-                str(error).strip().splitlines()[0][:200]
-                if str(error).strip()
-                else type(error).__name__
-            )
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise InputError(
-                f"checkpoint {self._folder / str(step)} is damaged ({reason}); delete that folder "
-                f"to {remedy}"
+                f"checkpoint {self._folder / str(step)} cannot be restored ({reason}): it is "
+                f"damaged, or of another version of the program; move it away to {remedy}"
             ) from None
         return restored["state"], restored["iterator"]
 
@@ -67,13 +63,8 @@ class Checkpoints:
     def _clear_when_full(self) -> Iterator[None]:
         try:
             yield
-        except (
-            Exception
-        ) as error:  # a full disk comes as OSError or wrapped in another library's error
-            text = str(error)
-            if getattr(error, "errno", None) not in DISK_FULL and not any(
-                phrase in text for phrase in ("No space left", "Disk quota", "File too large")
-            ):
+        except Exception as error:
+            if not disk_is_full(error):
                 raise
             step = self._manager.latest_step()
             kept = (
@@ -87,10 +78,13 @@ class Checkpoints:
             ) from None
 
 
-def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Marks `workdir` as this config's; InputError, naming what differs, if it is another's."""
+def claim_workdir(workdir: Path, config: ConfigDict, recipe: dict[str, Any]) -> None:
+    """Marks `workdir` as this config's, on records of this recipe.
+
+    Raises InputError, naming what differs, if it is another's.
+    """
     file = workdir / "config.json"
-    mine = json.loads(config.to_json())
+    mine = json.loads(config.to_json()) | {"records": recipe}
     if not file.exists():
         write_json(file, mine)
         return

@@ -18,10 +18,11 @@ from ssl_diffusion.diffusion.schedule import Schedule, make_schedule
 from ssl_diffusion.encoders.encoder import SSLEncoder
 from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.errors import InputError
+from ssl_diffusion.files import sha256
 from ssl_diffusion.models.autoencoder import Autoencoder
 from ssl_diffusion.models.build import build, build_network
 from ssl_diffusion.models.conditioner import Conditioner, null_context
-from ssl_diffusion.weights.folder import read_params, read_spec
+from ssl_diffusion.weights.folder import WEIGHTS, read_params, read_spec
 
 CHUNK = 32  # images per autoencoder call, always padded to this: results do not depend on the batch
 
@@ -101,6 +102,7 @@ class Model:
     schedule: Schedule
     encoder: SSLEncoder
     first_stage: FirstStage
+    sha256: str | None  # of the weights' file, for what is made with them; None while they train
 
     @property
     def patch_px(self) -> int:
@@ -173,7 +175,8 @@ def load_model(folder: str | Path) -> Model:
     )
     params = jax.tree.map(jnp.asarray, read_params(folder, shapes))
     schedule = make_schedule(**spec["diffusion"]["schedule"])
-    return Model(network, conditioner, params, spec, schedule, encoder, first_stage)
+    digest = sha256(demo.resolve(folder) / WEIGHTS)
+    return Model(network, conditioner, params, spec, schedule, encoder, first_stage, digest)
 
 
 def init_denoiser(

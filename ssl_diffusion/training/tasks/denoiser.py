@@ -22,7 +22,7 @@ from ssl_diffusion.weights.folder import write_model
 from ssl_diffusion.weights.model import Model, init_denoiser, load_autoencoder, load_encoder
 
 PICTURED = 16
-MEASURED = 1024  # held-out patches, at most, in the held-out loss
+MEASURED, MEASURED_CHUNK, MEASURED_DRAWS = 1024, 32, 8  # held-out patches, at most; noise draws
 
 
 class DenoiserTask:
@@ -96,23 +96,30 @@ class DenoiserTask:
         """Held-out loss with the right embedding, without one, and with another patch's."""
         examples = self._held_out(("latent", "embedding"), MEASURED)
         count = len(examples["latent"])
-        keep, drop = jnp.zeros(count, bool), jnp.ones(count, bool)
         shuffled = examples | {"embedding": np.roll(examples["embedding"], count // 2, axis=0)}
         cases = {
-            "loss": (examples, keep),
-            "dropped": (examples, drop),
-            "shuffled": (shuffled, keep),
+            "loss": (examples, False),
+            "dropped": (examples, True),
+            "shuffled": (shuffled, False),
         }
         loss = jax.jit(self._loss)
-        # Every case sees the same noise and timesteps, several of each, so that they can be
-        # compared.
-        keys = jax.random.split(jax.random.key(self.config.seed), 8)
-        return {
-            f"held_out_{name}": float(
-                np.mean([loss(params, batch, mask, key).mean() for key in keys])
-            )
-            for name, (batch, mask) in cases.items()
-        }
+
+        def mean_loss(examples: dict[str, np.ndarray], dropped: bool) -> float:
+            # Every case sees the same noise and timesteps, several of each, so that they can be
+            # compared; the chunks bound the memory.
+            losses = []
+            for start in range(0, count, MEASURED_CHUNK):
+                chunk = {
+                    name: jnp.asarray(values[start : start + MEASURED_CHUNK])
+                    for name, values in examples.items()
+                }
+                drop = jnp.full(len(chunk["latent"]), dropped)
+                for draw in range(MEASURED_DRAWS):
+                    key = jax.random.fold_in(jax.random.key(draw), start)
+                    losses.append(np.asarray(loss(params, chunk, drop, key)))
+            return float(np.mean(np.concatenate(losses)))
+
+        return {f"held_out_{name}": mean_loss(*case) for name, case in cases.items()}
 
     def export(self, params: PyTree, folder: Path, trained: dict[str, Any]) -> None:
         parts = {name: self.records.folder / name for name in ("encoder", "autoencoder")}
@@ -134,6 +141,7 @@ class DenoiserTask:
             self.schedule,
             self.encoder,
             self.first_stage,
+            sha256=None,
         )
 
     def _spec(self, trained: dict[str, Any]) -> dict[str, Any]:
