@@ -146,9 +146,9 @@ def test_a_latent_of_the_wrong_size_is_refused(architecture):
         ({}, "network name None"),
         ({**UNET, "patch_size": 2}, "unknown patch_size.*expected base_channels, channel_mult"),
         ({"name": "dit", "patch_size": 2, "width": 32}, "missing depth, heads, out_channels"),
-        ({**UNET, "base_channels": "32"}, "unet: base_channels is '32', expected a positive int"),
-        ({**UNET, "heads": True}, "unet: heads is True, expected a positive int"),
-        ({**DIT, "heads": 0}, "dit: heads is 0, expected a positive int"),
+        ({**UNET, "base_channels": "32"}, "UNet: base_channels is '32', expected a positive int"),
+        ({**UNET, "heads": True}, "UNet: heads is True, expected a positive int"),
+        ({**DIT, "heads": 0}, "DiT: heads is 0, expected a positive int"),
         (
             {**UNET, "channel_multipliers": [0, 1]},
             r"channel_multipliers \(0, 1\), expected one positive",
