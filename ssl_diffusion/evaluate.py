@@ -85,7 +85,7 @@ def main() -> None:
         stitched, settings["stitched"] = inputs.read_stitched(Path(STITCHED.value))
         reference = open_image(settings["stitched"]["reference"])
         picture = reference.at(model.mpp, settings["stitched"].get("reference_mpp"))
-        picture.read(*settings["stitched"]["region"])  # raises now rather than after minutes
+        picture.check_region(*settings["stitched"]["region"])
     for name in ("samples", "stitched"):
         if name in settings and settings[name].get("model_sha256") != model.sha256:
             raise InputError(f"--{name} was made with another model; make it again with this one")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ssl_diffusion import cli
 from ssl_diffusion.data.slides import Picture, open_image
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.files import replacing, write_json
+from ssl_diffusion.files import read_json, replacing, write_json
 from ssl_diffusion.stitching.large_image import check_grid, check_settings, check_size, stitch
 from ssl_diffusion.stitching.reference import embed_region, load_grid, save_grid
 from ssl_diffusion.weights.model import load_model
@@ -85,6 +85,7 @@ def main() -> None:
     """Checks the input, embeds the reference (or reads the grid), stitches, writes the files."""
     output = Path(OUTPUT.value)
     check_output("output", output, ".png")
+    check_settings_file(output.with_suffix(".json"))
     if SAVE_GRID.value:
         check_output("save_grid", Path(SAVE_GRID.value), ".npy")
     if bool(REFERENCE.value) == bool(GRID.value):
@@ -165,6 +166,15 @@ def check_output(flag: str, path: Path, suffix: str) -> None:
         raise InputError(f"--{flag}={path} is a folder; name a file in it")
 
 
+def check_settings_file(path: Path) -> None:
+    """Raises InputError rather than write over a .json that is not of an earlier image."""
+    if path.exists() and "model_sha256" not in read_json(path, "settings of an earlier image"):
+        raise InputError(
+            f"--output would write its settings over {path}, which is no earlier image's; choose "
+            "another name"
+        )
+
+
 def parse(flag: str, text: str, separator: str, count: int, meaning: str) -> tuple[int, ...]:
     """Whole numbers from a flag; InputError unless there are `count`."""
     if not re.fullmatch(separator.join([r"-?\d+"] * count), text):
@@ -176,14 +186,9 @@ def read_region(picture: Picture) -> tuple[int, int, int, int]:
     """The region asked for, or the whole picture; InputError unless it lies inside."""
     if not REGION.value:
         return 0, 0, picture.width, picture.height
-    x, y, width, height = parse("region", REGION.value, ",", 4, "x,y,width,height in pixels")
-    inside = 0 <= x and 0 <= y and x + width <= picture.width and y + height <= picture.height
-    if not inside or width <= 0 or height <= 0:
-        raise InputError(
-            f"--region={REGION.value} is not inside {picture.path}, which has "
-            f"{picture.width}x{picture.height} px; choose one that is"
-        )
-    return x, y, width, height
+    region = parse("region", REGION.value, ",", 4, "x,y,width,height in pixels")
+    picture.check_region(*region)
+    return region
 
 
 if __name__ == "__main__":

@@ -157,6 +157,11 @@ def test_sample_and_evaluate_make_a_report(run_dir, records_dir, generated, tmp_
         ),
         (
             "generate",
+            ["--model={model}", "--grid={tmp}/wide.npy", "--output={tmp}/notes.png"],
+            ["notes.json", "choose another name"],
+        ),
+        (
+            "generate",
             ["--model={model}", "--reference={tmp}/plain.png", "--output={tmp}/x.png"],
             ["does not say its µm per pixel", "--reference_mpp"],
         ),
@@ -182,6 +187,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     module, arguments, phrases, run_dir, records_dir, tmp_path
 ):
     (tmp_path / "text.svs").write_text("these are notes, not a slide")
+    (tmp_path / "notes.json").write_text('{"mine": 1}')
     np.save(tmp_path / "wide.npy", np.zeros((2, 2, 1, 64), np.float32))
     Image.new("RGB", (128, 128)).save(tmp_path / "plain.png")
     places = {
@@ -194,6 +200,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     fails_with(run_command(module, *arguments), *phrases)
     left = {path.name for path in tmp_path.iterdir()} - {
         "text.svs",
+        "notes.json",
         "wide.npy",
         "plain.png",
         "e",

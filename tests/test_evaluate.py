@@ -99,15 +99,16 @@ def test_unusable_stitched_images_are_named(tmp_path):
         inputs.read_stitched(path)
 
 
-def test_loss_survives_a_killed_run_and_a_resumed_one(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    with pytest.raises(InputError, match="no training log"):
-        inputs.read_loss(path)
-    path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 2, "loss": 1}\n{"ste')
-    assert inputs.read_loss(path) == [(1, 3.0), (2, 1.0)]
-    path.write_text('{"step": 1, "held_out": 3}\n')
-    with pytest.raises(InputError, match="no step with a loss"):
-        inputs.read_loss(path)
+def test_loss_survives_a_killed_run(tmp_path):
+    (tmp_path / "summary.json").write_text('{"steps": 2}')
+    with pytest.raises(InputError, match=r"no metrics\.jsonl"):
+        inputs.read_training(tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 1.0}\n{"ste')
+    assert inputs.read_training(tmp_path)[0] == [(1, 3.0), (2, 1.0)]
+    log.write_text("not metrics\n")
+    with pytest.raises(InputError, match="is damaged"):
+        inputs.read_training(tmp_path)
 
 
 # The page

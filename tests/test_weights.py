@@ -24,10 +24,11 @@ PARAMS = {
 
 
 def test_parameters_come_back_exactly(tmp_path):
-    write_model(tmp_path / "model", {"kind": "encoder"}, PARAMS)
+    spec = read_spec(demo.ENCODER, "encoder")
+    write_model(tmp_path / "model", spec, PARAMS)
     back = read_params(tmp_path / "model", PARAMS)
     jax.tree.map(np.testing.assert_array_equal, back, PARAMS)
-    assert read_spec(tmp_path / "model", "encoder") == {"kind": "encoder"}
+    assert read_spec(tmp_path / "model", "encoder") == spec
 
 
 def test_every_wrong_tensor_is_named_at_once(tmp_path):
@@ -55,6 +56,10 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path):
     spec["architecture"]["middle"] = True
     write_json(tmp_path / "model.json", spec)
     with pytest.raises(InputError, match="middle"):
+        load_autoencoder(tmp_path)
+    del spec["latent"]
+    write_json(tmp_path / "model.json", spec)
+    with pytest.raises(InputError, match="lacks latent"):
         load_autoencoder(tmp_path)
     (tmp_path / "weights.safetensors").write_bytes((10**12).to_bytes(8, "little") + b"{}")
     with pytest.raises(InputError, match="damaged"):

@@ -88,6 +88,15 @@ class Source:
     def __repr__(self) -> str:  # Grain stores it in a checkpoint to recognise the source
         return f"Source(length={len(self)}, fields={self._fields})"
 
+    def spread(self, most: int) -> dict[str, np.ndarray]:
+        """At most so many examples, stacked, spread over the split.
+
+        Its beginning alone would be one corner of one slide.
+        """
+        picks = np.linspace(0, len(self) - 1, min(most, len(self))).astype(int).tolist()
+        examples = [self[i] for i in picks]
+        return {name: np.stack([example[name] for example in examples]) for name in self._fields}
+
     def chunks(self, field: str, size: int = 1024) -> Iterator[np.ndarray]:
         """All values of one field, in order, `size` at a time."""
         for start in range(0, len(self), size):

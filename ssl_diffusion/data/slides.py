@@ -29,13 +29,17 @@ class Picture:
 
     def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """The region with corner (x, y): uint8 [height, width, 3]; InputError if not inside."""
+        self.check_region(x, y, width, height)
+        return self._read(x, y, width, height)
+
+    def check_region(self, x: int, y: int, width: int, height: int) -> None:
+        """Raises InputError unless the region is not empty and lies inside."""
         inside = 0 <= x and 0 <= y and x + width <= self.width and y + height <= self.height
         if width <= 0 or height <= 0 or not inside:
             raise InputError(
-                f"region x={x} y={y} width={width} height={height} px is not inside {self.path} "
-                f"({self.width}x{self.height} px); choose one that is"
+                f"region {x},{y},{width},{height} (x, y, width, height) is not inside {self.path}, "
+                f"which has {self.width}x{self.height} px; choose one that is"
             )
-        return self._read(x, y, width, height)
 
     def at(self, mpp: float, assumed_mpp: float | None = None) -> "Picture":
         """The same image as if scanned at `mpp` µm per pixel (Lanczos resampling).

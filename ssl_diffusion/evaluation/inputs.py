@@ -1,6 +1,5 @@
 """Reading what the other commands wrote, with one clear line when it does not fit together."""
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from PIL import Image
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
+from ssl_diffusion.training.logs import read_metrics
 
 
 def read_png(path: Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -102,30 +102,10 @@ def read_training(workdir: Path) -> tuple[list[tuple[int, float]], dict[str, Any
     Raises InputError when the run is not finished.
     """
     summary = read_json(workdir / "summary.json", "training summary (train until the end)")
-    return read_loss(workdir / "metrics.jsonl"), summary | summary.pop("measured", {})
-
-
-def read_loss(path: Path) -> list[tuple[int, float]]:
-    """(step, training loss) from a metrics.jsonl, ascending. Raises InputError when there is none.
-
-    A run that was killed may have left half a line, and repeats the steps since its last checkpoint
-    when resumed: such a line is passed over and the later value of a step counts.
-    """
-    if not path.is_file():
-        raise InputError(
-            f"no training log: {path} does not exist; give the --workdir of a training run"
-        )
-    losses: dict[int, float] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if "loss" in entry and np.isfinite(entry["loss"]):
-            losses[int(entry["step"])] = float(entry["loss"])
+    losses = [(line["step"], line["loss"]) for line in read_metrics(workdir)]
     if not losses:
-        raise InputError(f"{path} holds no step with a loss; train first")
-    return sorted(losses.items())
+        raise InputError(f"{workdir} holds no metrics.jsonl with a loss; train again")
+    return losses, summary | summary.pop("measured", {})
 
 
 def writable_folder(path: str) -> Path:

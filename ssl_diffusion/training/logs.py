@@ -109,12 +109,19 @@ class RunLog:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The logged lines, oldest first; a line that a kill cut short is left out."""
+    """The logged lines, oldest first; a line that a kill cut short is left out.
+
+    Raises InputError for lines that are not as `RunLog` writes them.
+    """
     file = workdir / "metrics.jsonl"
     if not file.exists():
         return []
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        metrics = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [line for line in metrics if {"step", "loss"} <= line.keys()]
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise InputError(f"{file} is damaged ({error}); train in a new workdir") from None
 
 
 def _forget_after(workdir: Path, step: int) -> None:

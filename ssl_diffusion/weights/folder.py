@@ -21,6 +21,12 @@ from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json, replacing
 
 SPEC, WEIGHTS = "model.json", "weights.safetensors"
+NEEDED = {  # fields of model.json, by kind of model
+    "denoiser": ("architecture", "context_width", "patch_px", "mpp", "embedding", "diffusion")
+    + ("sampling",),
+    "autoencoder": ("architecture", "latent"),
+    "encoder": ("architecture", "image_size", "mean", "std", "embedding"),
+}
 
 
 def write_model(
@@ -52,13 +58,15 @@ def copy_model(source: str | Path, target: Path) -> None:
 
 
 def read_spec(folder: str | Path, kind: str) -> dict[str, Any]:
-    """The model.json of `folder`; InputError unless it is there and of that kind."""
+    """The model.json of `folder`; InputError unless it is there, of that kind, and whole."""
     file = demo.resolve(folder) / SPEC
     spec = read_json(file, f"{kind} model")
     if spec.get("kind") != kind:
         raise InputError(
             f"{file} describes a {spec.get('kind')!r} model, expected a {kind!r} model"
         )
+    if missing := [name for name in NEEDED[kind] if name not in spec]:
+        raise InputError(f"{file} lacks {', '.join(missing)}; copy or export the model again")
     return spec
 
 

@@ -6,6 +6,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+MEASURED = 1024
+"""Held-out patches measured, at most: more would tell no more and need not fit in memory."""
+
 Batch = dict[str, Array | np.ndarray]
 """Record fields by name, each with the batch as its first axis."""
 

@@ -14,7 +14,7 @@ from ssl_diffusion.evaluation.measures import autoencoder_numbers
 from ssl_diffusion.models.autoencoder import Autoencoder
 from ssl_diffusion.models.build import build
 from ssl_diffusion.pixels import pair_sheet, to_uint8
-from ssl_diffusion.training.tasks import Batch
+from ssl_diffusion.training.tasks import MEASURED, Batch
 from ssl_diffusion.weights.folder import write_model
 from ssl_diffusion.weights.model import FirstStage
 
@@ -50,20 +50,15 @@ class AutoencoderTask:
         return l1 + l2 + self.config.model.kl_weight * kl, {"l1": l1, "l2": l2, "kl": kl}
 
     def picture(self, params: PyTree) -> np.ndarray:
-        source = self.records.source("test", ("image",))
-        images = np.stack([source[i]["image"] for i in range(min(PICTURED, len(source)))])
+        images = self.records.source("test", ("image",)).spread(PICTURED)["image"]
         return pair_sheet(images, self._reconstruct(params, images), columns=4)
 
     def measure(self, params: PyTree) -> dict[str, int | float]:
-        images = np.concatenate(list(self.records.source("test", ("image",)).chunks("image")))
+        images = self.records.source("test", ("image",)).spread(MEASURED)["image"]
         return autoencoder_numbers(images, self._reconstruct(params, images))
 
     def export(self, params: PyTree, folder: Path, trained: dict[str, Any]) -> None:
-        source = self.records.source("train", ("image",))
-        picks = (
-            np.linspace(0, len(source) - 1, min(SCALE_SAMPLES, len(source))).astype(int).tolist()
-        )
-        images = np.stack([source[i]["image"] for i in picks])
+        images = self.records.source("train", ("image",)).spread(SCALE_SAMPLES)["image"]
         latents = FirstStage(self.network, params, {}).encode(images)
         spec = {
             "kind": "autoencoder",

@@ -17,12 +17,12 @@ from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.build import build_network
 from ssl_diffusion.models.conditioner import Conditioner
 from ssl_diffusion.pixels import pair_sheet, to_uint8
-from ssl_diffusion.training.tasks import Batch
+from ssl_diffusion.training.tasks import MEASURED, Batch
 from ssl_diffusion.weights.folder import write_model
 from ssl_diffusion.weights.model import Model, init_denoiser, load_autoencoder, load_encoder
 
 PICTURED = 16
-MEASURED, MEASURED_CHUNK, MEASURED_DRAWS = 1024, 32, 8  # held-out patches, at most; noise draws
+MEASURED_CHUNK, MEASURED_DRAWS = 32, 8  # held-out patches at once; noise draws of each
 
 
 class DenoiserTask:
@@ -77,7 +77,7 @@ class DenoiserTask:
         return denoising_loss(network, self.schedule, kind, batch["latent"], context, key)
 
     def picture(self, params: PyTree) -> np.ndarray:
-        examples = self._held_out(("image", "embedding"), PICTURED)
+        examples = self.records.source("test", ("image", "embedding")).spread(PICTURED)
         model = self._model(params)
         size = self.config.data.patch_px // model.factor
         shape = (len(examples["image"]), size, size, model.latent_channels)
@@ -94,7 +94,7 @@ class DenoiserTask:
 
     def measure(self, params: PyTree) -> dict[str, int | float]:
         """Held-out loss with the right embedding, without one, and with another patch's."""
-        examples = self._held_out(("latent", "embedding"), MEASURED)
+        examples = self.records.source("test", ("latent", "embedding")).spread(MEASURED)
         count = len(examples["latent"])
         shuffled = examples | {"embedding": np.roll(examples["embedding"], count // 2, axis=0)}
         cases = {
@@ -124,13 +124,6 @@ class DenoiserTask:
     def export(self, params: PyTree, folder: Path, trained: dict[str, Any]) -> None:
         parts = {name: self.records.folder / name for name in ("encoder", "autoencoder")}
         write_model(folder, self._spec(trained), params, parts)
-
-    def _held_out(self, fields: tuple[str, ...], most: int) -> dict[str, np.ndarray]:
-        source = self.records.source("test", fields)
-        # Spread over the split: its beginning is one corner of one slide.
-        picks = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist()
-        examples = [source[i] for i in picks]
-        return {name: np.stack([example[name] for example in examples]) for name in fields}
 
     def _model(self, params: PyTree) -> Model:
         return Model(

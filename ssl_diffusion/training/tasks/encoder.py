@@ -17,7 +17,7 @@ from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.evaluation.measures import encoder_numbers
 from ssl_diffusion.models.build import build
 from ssl_diffusion.models.layers import MLP
-from ssl_diffusion.training.tasks import Batch
+from ssl_diffusion.training.tasks import MEASURED, Batch
 from ssl_diffusion.weights.folder import write_model
 
 
@@ -75,7 +75,7 @@ class EncoderTask:
         return None
 
     def measure(self, params: PyTree) -> dict[str, int | float]:
-        images = np.concatenate(list(self.records.source("test", ("image",)).chunks("image")))
+        images = self.records.source("test", ("image",)).spread(MEASURED)["image"]
         encoder = SSLEncoder(self.encoder, params["encoder"], self._spec({}))
         untrained = encoder.reinitialised(self.config.seed)
         views = views_of(images, self.config.model.judged_by.to_dict(), draws=4, seed=0)
