@@ -30,7 +30,6 @@ INSTRUCTIONS = (
 def get_config() -> ConfigDict:
     """The published size; no argument."""
     config = ConfigDict()
-    config.name = "configs/bracs.py"
     config.task = "denoiser"
     config.seed = 0
     config.steps = 300_000

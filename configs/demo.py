@@ -9,6 +9,7 @@ about 9 minutes of training; expected numbers are in the README's table.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from ssl_diffusion import demo
 
@@ -43,7 +44,6 @@ def get_config(network: str = "unet") -> ConfigDict:
     if network not in ("unet", "dit"):
         raise ValueError(f"configs/demo.py:{network}: expected unet or dit after the colon")
     config = ConfigDict()
-    config.name = f"configs/demo.py:{network}"
     config.task = "denoiser"
     config.seed = 0
     config.steps = 1700
@@ -60,10 +60,12 @@ def get_config(network: str = "unet") -> ConfigDict:
             "split": demo.SPLIT,
             "patch_px": 64,
             "mpp": 0.5,
+            "source_mpp": placeholder(float),  # for images that do not say it
             "stride_px": 16,
             "min_saturation": 0.12,
             "encoder": demo.ENCODER,
             "autoencoder": demo.AUTOENCODER,
+            "workers": 0,  # processes that read; 0 reads in the main one
         }
     )
     config.model = ConfigDict(

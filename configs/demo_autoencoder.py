@@ -6,6 +6,7 @@ cp -r runs/demo_autoencoder/model/. ssl_diffusion/demo/autoencoder/
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from ssl_diffusion import demo
 
@@ -13,7 +14,6 @@ from ssl_diffusion import demo
 def get_config() -> ConfigDict:
     """Autoencoder f4, 4 channels, 64 px patches."""
     config = ConfigDict()
-    config.name = "configs/demo_autoencoder.py"
     config.task = "autoencoder"
     config.seed = 0
     config.steps = 4000
@@ -30,10 +30,12 @@ def get_config() -> ConfigDict:
             "split": demo.SPLIT,
             "patch_px": 64,
             "mpp": 0.5,
+            "source_mpp": placeholder(float),  # for images that do not say it
             "stride_px": 16,
             "min_saturation": 0.12,
             "encoder": "",
             "autoencoder": "",
+            "workers": 0,  # processes that read; 0 reads in the main one
         }
     )
     config.model = ConfigDict(

@@ -6,6 +6,7 @@ cp -r runs/demo_encoder/model/. ssl_diffusion/demo/encoder/
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from ssl_diffusion import demo
 
@@ -13,7 +14,6 @@ from ssl_diffusion import demo
 def get_config() -> ConfigDict:
     """ViT of width 192 with a convolutional stem, 64 px patches."""
     config = ConfigDict()
-    config.name = "configs/demo_encoder.py"
     config.task = "encoder"
     config.seed = 0
     config.steps = 700
@@ -30,10 +30,12 @@ def get_config() -> ConfigDict:
             "split": demo.SPLIT,
             "patch_px": 64,
             "mpp": 0.5,
+            "source_mpp": placeholder(float),  # for images that do not say it
             "stride_px": 16,
             "min_saturation": 0.12,
             "encoder": "",
             "autoencoder": "",
+            "workers": 0,  # processes that read; 0 reads in the main one
         }
     )
     # What the report judges an encoder by: fixed, whatever it is trained with.

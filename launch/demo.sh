@@ -30,20 +30,34 @@ if [ -n "$QUICK" ]; then
   TRAIN=(--config.steps=30 --config.checkpoint_every=15 --config.sample_every=30 --config.log_every=5 --config.sampling.steps=4)
 fi
 
-# Seconds per phase, summed over interrupted runs; a phase that was done keeps the time it took then.
+# phase NAME RESULT COMMAND...: runs it, and notes its seconds, summed over interrupted runs. A phase whose RESULT was
+# there already keeps the time that it took then.
+PHASE=
 phase() {
-  local name="$1" began="$SECONDS" status=0 before=0
-  shift
-  [ -e "$OUT/.done.$name" ] || before="$(cat "$OUT/.seconds.$name" 2>/dev/null || echo 0)"
-  echo "== $name" >&2
-  "$@" || status=$?
-  [ -e "$OUT/.done.$name" ] || echo $((before + SECONDS - began)) >"$OUT/.seconds.$name"
-  [ "$status" = 0 ] || exit "$status"
-  touch "$OUT/.done.$name"
+  local result="$2"
+  PHASE="$1" BEGAN="$SECONDS" BEFORE=0 DONE=
+  shift 2
+  if [ -e "$result" ]; then
+    DONE=1
+  elif [ -e "$OUT/.running.$PHASE" ]; then
+    BEFORE="$(cat "$OUT/.seconds.$PHASE" 2>/dev/null || echo 0)"
+  fi
+  touch "$OUT/.running.$PHASE"
+  echo "== $PHASE" >&2
+  "$@"
+  note_seconds
+  rm -f "$OUT/.running.$PHASE"
+  PHASE=
 }
+note_seconds() {
+  if [ -n "$PHASE" ] && [ -z "$DONE" ]; then
+    echo $((BEFORE + SECONDS - BEGAN)) >"$OUT/.seconds.$PHASE"
+  fi
+}
+trap note_seconds EXIT
 command_of() { "$PYTHON" -m "ssl_diffusion.$1" "${@:2}"; }
-unless() { # unless FILE COMMAND...: runs the command if the file is not newer than the model
-  [ "$1" -nt "$OUT/train/model/model.json" ] || "${@:2}"
+unless() { # unless FILE COMMAND...
+  [ -e "$1" ] || "${@:2}"
 }
 timings() {
   local name value line=""
@@ -54,12 +68,16 @@ timings() {
   printf '{%s}\n' "${line%, }" >"$OUT/timings.json"
 }
 
-phase install make_environment
-phase prepare command_of prepare --config="$CONFIG" --output="$OUT/records"
-phase train command_of train --config="$CONFIG" --workdir="$OUT/train" --config.data.dir="$OUT/records" ${TRAIN[@]+"${TRAIN[@]}"}
-phase sample unless "$OUT/samples/samples.json" \
+phase install "$ROOT/.venv/installed${EXTRAS:-}" make_environment
+phase prepare "$OUT/records/dataset_info.json" command_of prepare --config="$CONFIG" --output="$OUT/records"
+phase train "$OUT/train/summary.json" \
+  command_of train --config="$CONFIG" --workdir="$OUT/train" --config.data.dir="$OUT/records" ${TRAIN[@]+"${TRAIN[@]}"}
+for result in "$OUT/samples/samples.json" "$OUT/stitched.json"; do # made of an older model: to be made again
+  [ "$result" -nt "$OUT/train/model/model.json" ] || rm -f "$result"
+done
+phase sample "$OUT/samples/samples.json" unless "$OUT/samples/samples.json" \
   command_of sample --model="$OUT/train/model" --records="$OUT/records" --output="$OUT/samples"
-phase stitch unless "$OUT/stitched.json" \
+phase stitch "$OUT/stitched.json" unless "$OUT/stitched.json" \
   command_of generate --model="$OUT/train/model" --reference=demo:cmu_small_region.svs --region="$REGION" \
   --output="$OUT/stitched.png"
 timings

@@ -89,9 +89,13 @@ def main() -> None:
     for name in ("samples", "stitched"):
         if name in settings and settings[name].get("model_sha256") != model.sha256:
             raise InputError(f"--{name} was made with another model; make it again with this one")
+    if SAMPLES.value and settings["samples"].get("recipe") != records.metadata["recipe"]:
+        raise InputError("--samples was made from other records; sample from these")
     losses = None
     if TRAIN.value:
         losses, report["train"] = inputs.read_training(Path(TRAIN.value))
+        if report["train"].get("model_sha256") != model.sha256:
+            raise InputError("--train is the run of another model; give this one's workdir")
     timings = read_json(TIMINGS.value, "timings") if TIMINGS.value else {}
     check_records(model, records, held_out)
 

@@ -96,7 +96,7 @@ def prepare(data: ConfigDict, output: Path) -> None:
 
     with replacing(output) as temporary, tqdm(desc="prepare", unit="patch") as bar:
         writer = RecordsWriter(temporary, SPLITS, embedding_shape, latent_shape)
-        counts, embedding_sum = dict.fromkeys(SPLITS, 0), 0.0
+        counts = dict.fromkeys(SPLITS, 0)
         for batch in _batches(images, data, split):
             pixels = np.stack([example["image"] for _, example in batch])
             embeddings = encoder.embed(pixels) if encoder else [None] * len(batch)
@@ -104,7 +104,6 @@ def prepare(data: ConfigDict, output: Path) -> None:
             for (part, example), embedding, latent in zip(batch, embeddings, latents, strict=True):
                 if encoder:
                     example["embedding"] = embedding
-                    embedding_sum += embedding.astype(np.float64) * (part == "train")
                 if first_stage:
                     example["latent"] = latent
                 writer.add(part, example)
@@ -112,8 +111,6 @@ def prepare(data: ConfigDict, output: Path) -> None:
             bar.update(len(batch))
         if not counts["train"] or not counts["test"]:
             raise InputError(f"patches found: {counts}; training needs some in train and in test")
-        if encoder:
-            metadata["embedding"]["train_mean"] = (embedding_sum / counts["train"]).tolist()
         writer.close(metadata)
         for name, model in (("encoder", data.encoder), ("autoencoder", data.autoencoder)):
             if model:
@@ -138,7 +135,7 @@ def _batches(
             },
         )
         for path in images
-        for name, _, patch in split_patches(path, data, split)
+        for name, patch in split_patches(path, data, split)
     )
     while batch := list(itertools.islice(pairs, BATCH)):
         yield batch
@@ -148,18 +145,32 @@ def _split(data: ConfigDict, images: list[str]) -> Split | None:
     """The split file, drawn and written first if it does not exist; None where folders split."""
     if not data.split:
         return None
+    names = [Path(path).name for path in images]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(
+            f"{data.images} holds several images called {', '.join(twice)}; a split file knows "
+            "images by name: rename them"
+        )
     if not demo.resolve(data.split).exists():
-        pictures = [open_image(path).at(data.mpp, data.get("source_mpp")) for path in images]
+        # One after the other: a plain image is in memory whole while it is looked at.
+        pictures = (open_image(path).at(data.mpp, data.get("source_mpp")) for path in images)
         drawn = draw_split(
             pictures,
             seed=0,
+            mpp=data.mpp,
             patch_px=data.patch_px,
             min_saturation=data.min_saturation,
             block_px=4 * data.patch_px,
         )
         write_json(data.split, drawn)
         logging.info("drew the split %s: %s", data.split, drawn["drawn"])
-    return read_split(data.split)
+    split = read_split(data.split)
+    if split.mpp not in (None, data.mpp):
+        raise InputError(
+            f"the blocks of split {data.split} count at {split.mpp:g} µm per pixel, but "
+            f"config.data.mpp is {data.mpp:g}; use another split file"
+        )
+    return split
 
 
 def _recipe(data: ConfigDict, images: list[str], split: Split | None) -> dict[str, Any]:

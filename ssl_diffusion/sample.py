@@ -71,7 +71,8 @@ def main() -> None:
     output = Path(OUTPUT.value)
     if output.exists() and not output.is_dir():
         raise InputError(f"--output={output} is a file; give a folder")
-    source = open_records(RECORDS.value).source(SPLIT.value, ("image", "embedding"))
+    records = open_records(RECORDS.value)
+    source = records.source(SPLIT.value, ("image", "embedding"))
     if COUNT.value > len(source):
         raise InputError(f"--count={COUNT.value}; split {SPLIT.value!r} has {len(source)} patches")
     count = COUNT.value or len(source)
@@ -115,6 +116,7 @@ def main() -> None:
             "model": MODEL.value,
             "model_sha256": model.sha256,
             "records": RECORDS.value,
+            "recipe": records.metadata["recipe"],
             "split": SPLIT.value,
             "count": count,
             "indices": list(range(count)),

@@ -9,6 +9,8 @@ averaged weights as a model folder) and `summary.json`.
 
 import json
 import logging
+import shlex
+import sys
 from pathlib import Path
 
 import jax
@@ -23,7 +25,7 @@ from ssl_diffusion.data.records import Records, open_records
 from ssl_diffusion.data.sources import RECIPE
 from ssl_diffusion.devices import shardings
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.files import write_json
+from ssl_diffusion.files import sha256, write_json
 from ssl_diffusion.training.checkpoint import Checkpoints, claim_workdir
 from ssl_diffusion.training.logs import RunLog, read_metrics
 from ssl_diffusion.training.state import TrainState, init_state, make_optimizer, make_train_step
@@ -31,6 +33,7 @@ from ssl_diffusion.training.tasks import Task
 from ssl_diffusion.training.tasks.autoencoder import AutoencoderTask
 from ssl_diffusion.training.tasks.denoiser import DenoiserTask
 from ssl_diffusion.training.tasks.encoder import EncoderTask
+from ssl_diffusion.weights.folder import WEIGHTS
 
 TASKS = {"denoiser": DenoiserTask, "autoencoder": AutoencoderTask, "encoder": EncoderTask}
 
@@ -47,13 +50,17 @@ def main() -> None:
     """Reads the flags and trains."""
     if CONFIG.value is None or WORKDIR.value is None:
         raise InputError("needs --config=FILE.py and --workdir=DIR")
-    train(CONFIG.value, Path(WORKDIR.value))
+    # As it was typed, but for the folder: that is the user's own.
+    arguments = [arg for arg in sys.argv[1:] if not arg.startswith(("--workdir", "-workdir"))]
+    command = ["python", "-m", "ssl_diffusion.train", *arguments, "--workdir=DIR"]
+    train(CONFIG.value, Path(WORKDIR.value), shlex.join(command))
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(config: ConfigDict, workdir: Path, command: str = "train(config, workdir)") -> None:
     """Trains until `config.steps`, or goes on from the last checkpoint in `workdir`.
 
-    Raises InputError, before anything compiles, for data, config or workdir that cannot be used.
+    `command` is written into the model folder, to say how it was made. Raises InputError, before
+    anything compiles, for data, config or workdir that cannot be used.
     """
     # 1. What: records, task, and the workdir that belongs to them.
     _check_config(config)
@@ -67,7 +74,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         config.seed,
         process=jax.process_index(),
         processes=jax.process_count(),
-        workers=config.data.get("workers", 0),
+        workers=config.data.workers,
     )
     claim_workdir(workdir, config, records.metadata["recipe"])
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
@@ -114,7 +121,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             checkpoints.wait()
 
     # 4. Result: the averaged weights as a model folder, and what they measure.
-    _finish(config, workdir, records, task, state)
+    _finish(config, workdir, command, records, task, state)
 
 
 def _due(step: int, every: int, last: int) -> bool:
@@ -122,9 +129,14 @@ def _due(step: int, every: int, last: int) -> bool:
 
 
 def _check_config(config: ConfigDict) -> None:
+    positive = ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every")
+    positive += ("keep_checkpoints",)
+    needed = ("task", "seed", *positive, "data", "model", "optimizer")
+    if missing := [name for name in needed if name not in config]:
+        raise InputError(f"the config lacks {', '.join(missing)}; see configs/demo.py")
     if config.task not in TASKS:
         raise InputError(f"config.task is {config.task!r}, expected one of {', '.join(TASKS)}")
-    for name in ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every"):
+    for name in positive:
         if config[name] < 1:
             raise InputError(f"config.{name} is {config[name]}, expected 1 or more")
     if config.batch_size % jax.device_count():
@@ -148,14 +160,18 @@ def _check_records(config: ConfigDict, records: Records) -> None:
 
 
 def _finish(
-    config: ConfigDict, workdir: Path, records: Records, task: Task, state: TrainState
+    config: ConfigDict,
+    workdir: Path,
+    command: str,
+    records: Records,
+    task: Task,
+    state: TrainState,
 ) -> None:
     params = jax.device_get(state.ema)
     logged = read_metrics(workdir)
     last = logged[-10:]
     trained = {
-        "config": config.name,
-        "command": f"python -m ssl_diffusion.train --config={config.name} --workdir=DIR",
+        "command": command,
         "settings": json.loads(config.to_json()),
         "steps": config.steps,
         "batch_size": config.batch_size,
@@ -170,6 +186,7 @@ def _finish(
         "images_per_second": float(np.median(rates)) if rates else None,
         "final_loss": float(np.mean([line["loss"] for line in last])),
         "seconds": float(sum(line["seconds"] for line in logged)),
+        "model_sha256": sha256(workdir / "model" / WEIGHTS),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "measured": trained["measured"],
     }

@@ -112,14 +112,29 @@ def test_sample_and_evaluate_make_a_report(run_dir, records_dir, generated, tmp_
         ),
         (
             "train",
-            ["--config=configs/bracs.py", "--workdir={tmp}/w"],
+            ["--config=configs/bracs.py", "--workdir={tmp}/w", "--config.data.dir={tmp}/none"],
             [
                 "BRACS",
                 "data/bracs/BRACS_RoI/latest_version/{train,val,test}/",
                 "python -m ssl_diffusion.prepare --config=configs/bracs.py",
             ],
         ),
-        ("prepare", ["--config=configs/bracs.py", "--output={tmp}/r"], ["BRACS"]),
+        (
+            "prepare",
+            ["--config=configs/bracs.py", "--config.data.images={tmp}/no", "--output={tmp}/r"],
+            ["BRACS"],
+        ),
+        (
+            "prepare",
+            ["--config=configs/demo.py", "--config.data.stride_px=0", "--output={tmp}/r"],
+            ["config.data.stride_px is 0"],
+        ),
+        (
+            "prepare",
+            ["--config=configs/demo.py", "--config.data.split={tmp}/notes.json"]
+            + ["--output={tmp}/r"],
+            ["notes.json is no split file"],
+        ),
         (
             "prepare",
             ["--config=configs/demo.py", "--config.data.images={tmp}/no.svs", "--output={tmp}/r"],
@@ -169,6 +184,22 @@ def test_sample_and_evaluate_make_a_report(run_dir, records_dir, generated, tmp_
             "train",
             ["--config=configs/demo.py", "--workdir={tmp}/w", "--config.log_every=0"],
             ["config.log_every is 0, expected 1 or more"],
+        ),
+        *(
+            (
+                "train",
+                ["--config=configs/demo.py", "--workdir={tmp}/w", "--config.data.dir={records}"]
+                + ["--config.data.stride_px=64", setting],
+                [phrase],
+            )
+            for setting, phrase in {
+                "--config.sampling.steps=2000": "2000 sampling steps",
+                "--config.sampling.stride=17": "stride 17",
+                "--config.sampling.guidance=-1.0": "guidance -1.0",
+                "--config.diffusion.prediction=epsilon": "unknown prediction kind 'epsilon'",
+                "--config.model.dtype=bf16": "expected float32 or bfloat16",
+                "--config.keep_checkpoints=0": "config.keep_checkpoints is 0",
+            }.items()
         ),
         (
             "train",

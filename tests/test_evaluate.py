@@ -36,6 +36,7 @@ def write_samples(folder: Path, indices: list[int], size: int = PATCH) -> Path:
             "steps": 5,
             "note": "<script>x</script>",
             "model_sha256": "0",
+            "recipe": "this",
         }
     )
     (folder / "samples.json").write_text(text)
@@ -246,7 +247,7 @@ def fake_run(folder: Path) -> None:
             }
             example["latent"] = example["latent"].astype(np.float16)
             writer.add(split, example | {"embedding": encoder.embed(image[None])[0]})
-    writer.close({})
+    writer.close({"recipe": "this"})
     slide = {"sha256": "", "held_out": [[0, 0], [0, 32], [32, 0], [32, 32], [64, 0], [64, 32]]}
     split = {"block_px": 32, "sources": {SLIDE: slide}}
     (folder / "records" / "split.json").write_text(json.dumps(split))
@@ -273,7 +274,11 @@ def fake_run(folder: Path) -> None:
     (folder / "train" / "metrics.jsonl").write_text("\n".join(lines))
     summary = {"steps": 29, "images_per_second": 100.0, "final_loss": 0.03, "seconds": 9.0}
     summary["measured"] = {"held_out_loss": 0.5, "held_out_dropped": 0.6, "held_out_shuffled": 0.7}
+    summary["model_sha256"] = "0"
     (folder / "train" / "summary.json").write_text(json.dumps(summary))
+    (folder / "other").mkdir()
+    (folder / "other" / "metrics.jsonl").write_text(lines[0] + "\n")
+    (folder / "other" / "summary.json").write_text(json.dumps(summary | {"model_sha256": "1"}))
     (folder / "timings.json").write_text(
         '{"install": 50.0, "prepare": 2.0, "train": 9.0, "sample": 4.0}'
     )
@@ -370,6 +375,11 @@ def test_report_without_samples_or_training(finished):
         ("right", ["--samples={}/samples", "--output={}/timings.json"], "cannot write into"),
         ("right", ["--stitched={}/elsewhere.png", "--output={}/x"], "is not inside"),
         ("retrained", ["--samples={}/samples", "--output={}/x"], "made with another model"),
+        (
+            "right",
+            ["--samples={}/samples", "--train={}/other", "--output={}/x"],
+            "the run of another model",
+        ),
         ("of_another_split", ["--samples={}/samples", "--output={}/x"], "with another split"),
         (
             "of_another_encoder",

@@ -73,9 +73,10 @@ def test_killed_run_goes_on_to_the_same_bits(records_dir, run_dir, tmp_path):
 
 @pytest.mark.slow
 def test_run_killed_at_random_moments_ends_with_the_same_bits(records_dir, run_dir, tmp_path):
-    """Also while it starts, compiles or saves."""
+    """Also while it starts, compiles or saves; records are read by another process."""
     workdir = tmp_path / "train"
     arguments = [*TINY, f"--workdir={workdir}", f"--config.data.dir={records_dir}"]
+    arguments.append("--config.data.workers=1")
     command = [sys.executable, "-m", "ssl_diffusion.train", *arguments]
     rng = np.random.default_rng(0)
     for _ in range(6):
@@ -90,9 +91,9 @@ def test_run_killed_at_random_moments_ends_with_the_same_bits(records_dir, run_d
         np.testing.assert_array_equal(value, undisturbed[name], err_msg=name)
 
 
-def test_eight_devices_follow_the_loss_of_one(records_dir, run_dir, tmp_path):
+def test_eight_devices_and_two_readers_follow_the_loss_of_one(records_dir, run_dir, tmp_path):
     arguments = [*TINY, f"--workdir={tmp_path / 'train'}", f"--config.data.dir={records_dir}"]
-    result = run_command("train", *arguments, devices=8)
+    result = run_command("train", *arguments, "--config.data.workers=2", devices=8)
     assert result.returncode == 0, result.stderr
     # Sums over the batch are taken in another order: a few units in the last place of float32.
     np.testing.assert_allclose(losses(tmp_path / "train"), losses(run_dir), rtol=2e-5)

@@ -137,12 +137,15 @@ class Records:
 def open_records(folder: str | Path, instructions: str = "") -> Records:
     """Opens the records in `folder`; InputError, with `instructions`, if there are none."""
     folder = Path(folder)
+    advice = instructions or "Make them with python -m ssl_diffusion.prepare."
     if not (folder / "dataset_info.json").is_file():
-        advice = instructions or "Make them with python -m ssl_diffusion.prepare."
         raise InputError(f"no records in {folder}. {advice}")
     read_json(folder / "dataset_info.json", "records description")
     with contextlib.redirect_stderr(io.StringIO()):  # tfds remarks on the missing generator code
-        return Records(folder)
+        records = Records(folder)
+    if "recipe" not in records.metadata:
+        raise InputError(f"{folder} is a data set, but none of ssl_diffusion.prepare. {advice}")
+    return records
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

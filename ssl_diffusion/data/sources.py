@@ -1,4 +1,4 @@
-"""From a config's `data` section to a stream of (split, image, patch)."""
+"""From a config's `data` section to a stream of (split, patch)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +43,9 @@ def find_images(data: ConfigDict) -> list[str]:
 
     Raises InputError with `data.instructions` (how to get the data set) when there is nothing.
     """
+    for name in ("patch_px", "stride_px", "mpp"):
+        if not data[name] > 0:
+            raise InputError(f"config.data.{name} is {data[name]}, expected more than 0")
     root = demo.resolve(data.images)
     if root.is_file():
         return [data.images]
@@ -52,9 +55,7 @@ def find_images(data: ConfigDict) -> list[str]:
     return sorted(str(path) for path in found)
 
 
-def split_patches(
-    path: str, data: ConfigDict, split: Split | None
-) -> Iterator[tuple[str, Picture, Patch]]:
+def split_patches(path: str, data: ConfigDict, split: Split | None) -> Iterator[tuple[str, Patch]]:
     """The tissue patches of one image at `data.mpp`, each with its split.
 
     With a `split`, training patches keep clear of every held-out block, and "test" patches tile the
@@ -74,12 +75,12 @@ def split_patches(
         )
     stride = data.stride_px if folder == "train" else data.patch_px
     for patch in tissue_patches(image, data.patch_px, stride, data.min_saturation):
-        yield folder, image, patch
+        yield folder, patch
 
 
 def _by_blocks(
     path: str, image: Picture, data: ConfigDict, split: Split
-) -> Iterator[tuple[str, Picture, Patch]]:
+) -> Iterator[tuple[str, Patch]]:
     size = data.patch_px
     if size % data.stride_px or split.block_px % size:
         raise InputError(
@@ -88,11 +89,11 @@ def _by_blocks(
         )
     for patch in tissue_patches(image, size, data.stride_px, data.min_saturation):
         if not split.touches_held_out(path, patch.x, patch.y, size):
-            yield "train", image, patch
+            yield "train", patch
         elif patch.x % size == 0 and patch.y % size == 0:  # blocks start on multiples of the patch
             if any(
                 x <= patch.x <= x + split.block_px - size
                 and y <= patch.y <= y + split.block_px - size
                 for x, y in split.blocks(path)
             ):
-                yield "test", image, patch
+                yield "test", patch

@@ -1,6 +1,6 @@
 """Which parts of which image are held out: whole blocks, in one file for every stage."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,13 @@ from ssl_diffusion.files import read_json, sha256
 
 @dataclass(frozen=True)
 class Split:
-    """Held-out blocks by image file name: corners (x, y), in pixels at the records' resolution."""
+    """Held-out blocks by image file name: corners (x, y), in pixels at `mpp` µm per pixel.
+
+    `mpp` is None in files that do not say it.
+    """
 
     block_px: int
+    mpp: float | None
     held_out: dict[str, list[tuple[int, int]]]
     image_sha256: dict[str, str]
     sha256: str
@@ -55,22 +59,30 @@ class Split:
 
 
 def read_split(path: str | Path) -> Split:
-    """Reads a split file; InputError if it is missing or not JSON."""
+    """Reads a split file; InputError if it is missing or is none."""
     file = demo.resolve(path)
     content = read_json(file, "split file")
-    sources = content["sources"].items()
-    return Split(
-        content["block_px"],
-        {name: [tuple(block) for block in source["held_out"]] for name, source in sources},
-        {name: source["sha256"] for name, source in sources},
-        sha256(file),
-    )
+    try:
+        sources = content["sources"].items()
+        return Split(
+            content["block_px"],
+            content.get("mpp"),
+            {name: [tuple(block) for block in source["held_out"]] for name, source in sources},
+            {name: source["sha256"] for name, source in sources},
+            sha256(file),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is no split file ({type(error).__name__}: {error}); name one that does not "
+            "exist, and prepare draws it"
+        ) from None
 
 
 def draw_split(
-    pictures: Sequence[Picture],
+    pictures: Iterable[Picture],
     *,
     seed: int,
+    mpp: float,
     fraction: float = 0.2,
     block_px: int = 256,
     patch_px: int = 64,
@@ -98,7 +110,7 @@ def draw_split(
         sources[file.name] = {"sha256": sha256(file), "held_out": held_out}
         total, held = total + tissue, held + inside
     drawn = {"seed": seed, "fraction": fraction, "tissue_patches": total, "held_out_patches": held}
-    return {"block_px": block_px, "drawn": drawn, "sources": sources}
+    return {"block_px": block_px, "mpp": mpp, "drawn": drawn, "sources": sources}
 
 
 def _tissue_patches(

@@ -70,10 +70,7 @@ def make_denoiser(
     Raises:
       InputError: unknown kind, or a guidance that is negative or not finite.
     """
-    if kind not in KINDS:
-        raise unknown_kind(kind)
-    if not (math.isfinite(guidance) and guidance >= 0):
-        raise InputError(f"guidance {guidance}; expected a finite scale >= 0 (1 is none)")
+    check_denoiser(kind, guidance)
     return jax.tree_util.Partial(
         _Denoise(apply, kind, guidance != 1),
         params,
@@ -81,3 +78,11 @@ def make_denoiser(
         null_context,
         jnp.float32(guidance),
     )
+
+
+def check_denoiser(kind: str, guidance: float) -> None:
+    """Raises InputError for an unknown kind, or a guidance that is negative or not finite."""
+    if kind not in KINDS:
+        raise unknown_kind(kind)
+    if not (math.isfinite(guidance) and guidance >= 0):
+        raise InputError(f"guidance {guidance}; expected a finite scale >= 0 (1 is none)")

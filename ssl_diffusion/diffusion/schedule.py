@@ -1,5 +1,7 @@
 """How much signal and how much noise each timestep holds."""
 
+import inspect
+
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
@@ -63,10 +65,13 @@ def make_schedule(name: str, steps: int = 1000, **kw: float) -> Schedule:
       **kw: the parameters named above.
 
     Raises:
-      InputError: unknown name, or fewer than one step.
+      InputError: unknown name or parameter, or fewer than one step.
     """
     if name not in _BETAS:
         raise InputError(f"unknown schedule {name!r}; expected one of {', '.join(_BETAS)}")
+    known = list(inspect.signature(_BETAS[name]).parameters)[1:]
+    if not set(kw) <= set(known):
+        raise InputError(f"schedule {name!r} with {', '.join(kw)}; expected {', '.join(known)}")
     if steps < 1:
         raise InputError(f"a schedule of {steps} steps; expected at least 1")
     # float64: in float32, 1 - alpha_bar loses half of its digits at the first timesteps.

@@ -79,12 +79,13 @@ class Checkpoints:
 
 
 def claim_workdir(workdir: Path, config: ConfigDict, recipe: dict[str, Any]) -> None:
-    """Marks `workdir` as this config's, on records of this recipe.
+    """Marks `workdir` as this config's, on records of this recipe, wherever they lie.
 
     Raises InputError, naming what differs, if it is another's.
     """
     file = workdir / "config.json"
     mine = json.loads(config.to_json()) | {"records": recipe}
+    del mine["data"]["dir"]
     if not file.exists():
         write_json(file, mine)
         return

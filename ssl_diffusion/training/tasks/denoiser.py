@@ -10,13 +10,15 @@ from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from ssl_diffusion.data.records import Records
+from ssl_diffusion.diffusion.denoiser import check_denoiser
 from ssl_diffusion.diffusion.loss import denoising_loss
 from ssl_diffusion.diffusion.schedule import make_schedule
-from ssl_diffusion.diffusion.solvers import ddim
+from ssl_diffusion.diffusion.solvers import ddim, ddim_timesteps
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.build import build_network
 from ssl_diffusion.models.conditioner import Conditioner
 from ssl_diffusion.pixels import pair_sheet, to_uint8
+from ssl_diffusion.stitching.windows import window_origins
 from ssl_diffusion.training.tasks import MEASURED, Batch
 from ssl_diffusion.weights.folder import write_model
 from ssl_diffusion.weights.model import Model, init_denoiser, load_autoencoder, load_encoder
@@ -37,6 +39,8 @@ class DenoiserTask:
                 f"records in {records.folder} have no embeddings or latents; prepare them with "
                 "data.encoder and data.autoencoder set"
             )
+        if config.model.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"model.dtype {config.model.dtype!r}, expected float32 or bfloat16")
         self.network = build_network(
             config.model.architecture.to_dict(), jnp.dtype(config.model.dtype)
         )
@@ -50,6 +54,16 @@ class DenoiserTask:
                 f"model.architecture.out_channels is {self.network.out_channels}, the latents of "
                 f"the records have {channels} channels; set it to that"
             )
+        self._check()
+
+    def _check(self) -> None:
+        """Raises InputError now for what would else stop a run half-way, at its first picture."""
+        sampling = self.config.sampling
+        check_denoiser(self.config.diffusion.prediction, sampling.guidance)
+        ddim_timesteps(self.schedule.steps, sampling.steps)
+        window = self.config.data.patch_px // self.first_stage.network.factor
+        window_origins(window, window, sampling.stride)
+        jax.eval_shape(self.init, jax.random.key(0))
 
     def init(self, key: Array) -> PyTree:
         return init_denoiser(

@@ -14,6 +14,7 @@ from ssl_diffusion.data.records import Records
 from ssl_diffusion.encoders.augment import strong_augment, views_of
 from ssl_diffusion.encoders.encoder import SSLEncoder, normalise
 from ssl_diffusion.encoders.vit import ViT
+from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.measures import encoder_numbers
 from ssl_diffusion.models.build import build
 from ssl_diffusion.models.layers import MLP
@@ -43,6 +44,11 @@ class EncoderTask:
     def __init__(self, config: ConfigDict, records: Records):
         self.config, self.records = config, records
         self.encoder: ViT = build(ViT, config.model.architecture.to_dict())
+        if self.encoder.image_size != config.data.patch_px:
+            raise InputError(
+                f"model.architecture.image_size is {self.encoder.image_size}, the patches have "
+                f"{config.data.patch_px} px (data.patch_px); set both to the same"
+            )
         projector = config.model.projector
         self.projector = MLP(projector.hidden, projector.width, nn.relu)
 
