@@ -39,6 +39,7 @@ phase() {
   shift 2
   if [ -e "$result" ]; then
     DONE=1
+    [ -e "$OUT/.seconds.$PHASE" ] || echo 0 >"$OUT/.seconds.$PHASE" # not done by this script
   elif [ -e "$OUT/.running.$PHASE" ]; then
     BEFORE="$(cat "$OUT/.seconds.$PHASE" 2>/dev/null || echo 0)"
   fi
