@@ -28,6 +28,8 @@ def test_parameters_come_back_exactly(tmp_path):
     write_model(tmp_path / "model", spec, PARAMS)
     back = read_params(tmp_path / "model", PARAMS)
     jax.tree.map(np.testing.assert_array_equal, back, PARAMS)
+    modes = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1  # the weights are as readable as the rest
     assert read_spec(tmp_path / "model", "encoder") == spec
 
 

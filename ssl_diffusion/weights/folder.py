@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 from ssl_diffusion import demo
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json, replacing
+from ssl_diffusion.weights.safetensors_file import write_tensors
 
 SPEC, WEIGHTS = "model.json", "weights.safetensors"
 NEEDED = {  # fields of model.json, by kind of model
@@ -37,11 +38,10 @@ def write_model(
 ) -> None:
     """Writes the folder whole or not at all; `parts` are model folders to copy in, by name."""
     flat = traverse_util.flatten_dict(params, sep="/")
-    arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
+    arrays = {name: np.asarray(value) for name, value in flat.items()}
     with replacing(folder) as temporary:
         temporary.mkdir()
-        safetensors.numpy.save_file(arrays, temporary / WEIGHTS)
-        (temporary / WEIGHTS).chmod(0o644)  # the library makes it readable by its owner alone
+        write_tensors(temporary / WEIGHTS, arrays, np.float32)
         (temporary / SPEC).write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
         for name, part in (parts or {}).items():
             copy_model(part, temporary / name)
