@@ -1,41 +1,81 @@
-"""Vision Transformer (Dosovitskiy et al. 2021) with a patch or a convolutional stem."""
+"""Vision Transformer (Dosovitskiy et al. 2021) with a patch or a convolutional stem.
+
+One network for the published encoders: LayerScale (Touvron et al. 2021, arXiv 2103.17239), gated
+MLP (Shazeer 2020, arXiv 2002.05202), registers (Darcet et al. 2024, arXiv 2309.16588) are options.
+"""
 
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
+from jax.lax import Precision
 from jaxtyping import Array, Float
 
-from ssl_diffusion.models.layers import MLP, Attention, GroupNorm
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.models.layers import MLP, Attention, GroupNorm, SwiGLU
+
+CHOICES = {
+    "stem": ("patch", "conv"),
+    "pooling": ("class", "mean"),
+    "mlp": ("gelu", "swiglu"),
+    "prefix_positions": ("none", "class", "all"),
+    "resize": ("bicubic", "offset", "antialias"),
+}
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each added to its input."""
+    """Pre-norm attention and MLP, each added to its input, with LayerScale channel by channel."""
 
     heads: int
     mlp_ratio: float
+    mlp: str = "gelu"
+    layer_scale: bool = False
+    epsilon: float = 1e-6
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         width = x.shape[-1]
-        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
-        x = x + Attention(self.heads, qkv_bias=True, dtype=self.dtype, name="attn")(
-            norm(name="norm1")(x)
-        )
-        activation = partial(nn.gelu, approximate=False)
-        mlp = MLP(int(width * self.mlp_ratio), width, activation, dtype=self.dtype, name="mlp")
-        return x + mlp(norm(name="norm2")(x))
+        hidden = round(width * self.mlp_ratio)
+        norm = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
+        attention = Attention(self.heads, qkv_bias=True, dtype=self.dtype, name="attn")
+        if self.mlp == "swiglu":
+            mlp = SwiGLU(hidden, dtype=self.dtype, name="mlp")
+        else:
+            gelu = partial(nn.gelu, approximate=False)
+            mlp = MLP(hidden, width, gelu, dtype=self.dtype, name="mlp")
+        x = x + self._scaled(attention(norm(name="norm1")(x)), "layer_scale1")
+        return x + self._scaled(mlp(norm(name="norm2")(x)), "layer_scale2")
+
+    def _scaled(self, x: Float[Array, "b n c"], name: str) -> Float[Array, "b n c"]:
+        if not self.layer_scale:
+            return x
+        scale = self.param(name, nn.initializers.constant(1e-5), (x.shape[-1],))
+        return x * scale.astype(self.dtype)
 
 
 class ViT(nn.Module):
     """Normalised image [b, size, size, 3] -> embedding [b, 1, width].
 
-    `stem` "patch" is one convolution of `patch_size`; "conv" is a chain of stride-2 convolutions to
-    the same size, which a small network on little data learns from faster (Xiao et al. 2021, arXiv
-    2106.14881). `pooling` "class" gives the class token after the last norm, "mean" the mean of the
-    patch tokens.
+    Attributes:
+      image_size: px, of the table of positions; at another size they are interpolated.
+      stem: "patch" is one convolution of `patch_size`; "conv" is a chain of stride-2 convolutions
+        to the same size, which a small network on little data learns from faster (Xiao et al. 2021,
+        arXiv 2106.14881).
+      mlp_ratio: hidden features of the MLP over `width`.
+      pooling: "class" gives the class token after the last norm, "mean" the mean of the patch
+        tokens (there is no class token then).
+      mlp: "gelu", or "swiglu" with as many gates as hidden features.
+      layer_scale: whether every residual branch is multiplied by a learned vector.
+      registers: how many learned tokens stand between the class token and the patches.
+      prefix_positions: which of the tokens before the patches have a learned position besides:
+        "none", "class" (the class token alone), "all".
+      resize: how the positions of the patches are interpolated, as `interpolation` has it.
+      epsilon: of every LayerNorm.
+
+    Raises InputError for an option that is none of these.
     """
 
     image_size: int
@@ -46,22 +86,50 @@ class ViT(nn.Module):
     mlp_ratio: float = 4.0
     stem: str = "patch"
     pooling: str = "class"
+    mlp: str = "gelu"
+    layer_scale: bool = False
+    registers: int = 0
+    prefix_positions: str = "class"
+    resize: str = "bicubic"
+    epsilon: float = 1e-6
     dtype: Any = jnp.float32
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"ViT: {name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}"
+                )
+
     @nn.compact
-    def __call__(
-        self, image: Float[Array, "b {self.image_size} {self.image_size} 3"]
-    ) -> Float[Array, "b 1 c"]:
+    def __call__(self, image: Float[Array, "b size size 3"]) -> Float[Array, "b 1 c"]:
         x = self._stem(image).astype(self.dtype)
+        new, old = x.shape[1], self.image_size // self.patch_size
         x = x.reshape(x.shape[0], -1, self.width)
+        learned = partial(self.param, init_fn=nn.initializers.normal(0.02))
+        prefix = jnp.zeros((1, 0, self.width))
         if self.pooling == "class":
-            token = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width))
-            x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
-        x = x + self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:]))
+            prefix = learned("cls_token", shape=(1, 1, self.width))
+        with_position = prefix.shape[1] if self.prefix_positions != "none" else 0
+        if self.registers:
+            registers = learned("register_tokens", shape=(1, self.registers, self.width))
+            prefix = jnp.concatenate([prefix, registers], axis=1)
+        if self.prefix_positions == "all":
+            with_position = prefix.shape[1]
+        positions = learned("pos_embed", shape=(1, with_position + old * old, self.width))
+        prefix = prefix.at[:, :with_position].add(positions[:, :with_position])
+        x = x + _resized(positions[:, with_position:], old, new, self.resize)
+        prefix = jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape[1:]))
+        x = jnp.concatenate([prefix, x], axis=1)
+        block = partial(
+            Block, self.heads, self.mlp_ratio, self.mlp, self.layer_scale, self.epsilon, self.dtype
+        )
         for index in range(self.depth):
-            x = Block(self.heads, self.mlp_ratio, self.dtype, name=f"blocks_{index}")(x)
-        x = nn.LayerNorm(epsilon=1e-6, name="norm")(x)
-        x = x[:, :1] if self.pooling == "class" else x.mean(1, keepdims=True)
+            x = block(name=f"blocks_{index}")(x)
+        x = nn.LayerNorm(epsilon=self.epsilon, name="norm")(x)
+        patches = x[:, prefix.shape[1] :]
+        x = x[:, :1] if self.pooling == "class" else patches.mean(1, keepdims=True)
         return x.astype(jnp.float32)
 
     def _stem(self, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w c"]:
@@ -78,3 +146,45 @@ class ViT(nn.Module):
             )(x)
             x = nn.gelu(GroupNorm(1e-6, dtype=self.dtype, name=f"stem_norm_{index}")(x))
         return nn.Conv(self.width, (1, 1), dtype=self.dtype, name="patch_embed")(x)
+
+
+def _resized(
+    positions: Float[Array, "1 n c"], old: int, new: int, rule: str
+) -> Float[Array, "1 m c"]:
+    """Positions of `old` x `old` patches at `new` x `new`; those of the table's size as they are."""
+    if new == old:
+        return positions
+    matrix = interpolation(old, new, rule)
+    table = positions.reshape(old, old, -1)
+    resized = jnp.einsum("ih,jw,hwc->ijc", matrix, matrix, table, precision=Precision.HIGHEST)
+    return resized.reshape(1, new * new, -1)
+
+
+def interpolation(old: int, new: int, rule: str) -> Float[np.ndarray, "{new} {old}"]:
+    """Cubic convolution (Keys 1981) from `old` to `new` samples, corners not aligned, as a matrix.
+
+    Published encoders follow one of three rules. "bicubic": a = -0.75, the edge repeats (DINOv2 in
+    transformers). "offset": the same, with samples (new + 0.1) / old times as dense, by which the
+    code of DINO, and of HIPT after it, kept a rounding from losing a row. "antialias": a = -0.5,
+    the kernel is cut at the edge, and as wide as a new sample if there are fewer of them (timm,
+    and transformers for encoders with registers).
+    """
+    ratio = old / (new + 0.1) if rule == "offset" else old / new
+    centre = (np.arange(new)[:, None] + 0.5) * ratio - 0.5
+    if rule == "antialias":
+        weights = _cubic((np.arange(old) - centre) / max(ratio, 1.0), -0.5)
+        return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    taps = np.floor(centre).astype(int) + np.arange(-1, 3)
+    matrix = np.zeros((new, old))
+    np.add.at(
+        matrix, (np.arange(new)[:, None], taps.clip(0, old - 1)), _cubic(taps - centre, -0.75)
+    )
+    return matrix.astype(np.float32)
+
+
+def _cubic(distance: Float[np.ndarray, "n m"], a: float) -> Float[np.ndarray, "n m"]:
+    """Keys 1981 (IEEE TASSP 29:1153), eq. 4 with its free parameter `a`."""
+    x = np.abs(distance)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))

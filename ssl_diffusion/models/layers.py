@@ -135,6 +135,19 @@ class GEGLU(nn.Module):
         )
 
 
+class SwiGLU(nn.Module):
+    """Gated feed-forward with SiLU on the gate, which comes first: Shazeer 2020, eq. 6."""
+
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        y = Dense(2 * self.hidden, dtype=self.dtype, name="linear_1")(x)
+        gate, value = jnp.split(y, 2, axis=-1)
+        return Dense(x.shape[-1], dtype=self.dtype, name="linear_2")(nn.silu(gate) * value)
+
+
 class MLP(nn.Module):
     """Two linear layers with an activation between them."""
 

@@ -70,9 +70,17 @@ def load_autoencoder(folder: str | Path) -> FirstStage:
 
 
 def load_encoder(folder: str | Path) -> SSLEncoder:
-    """Opens an SSL encoder's folder; InputError if it is not one or is damaged."""
+    """Opens an SSL encoder's folder; InputError if it is not one or is damaged.
+
+    It runs at the `image_size` of its model.json, which may be another than its architecture's.
+    """
     spec = read_spec(folder, "encoder")
     network = build(ViT, spec["architecture"])
+    size, patch = spec["image_size"], network.patch_size
+    if type(size) is not int or size < patch or size % patch:
+        raise InputError(
+            f"{folder}: image_size is {size!r}, expected a multiple of its patch size, {patch} px"
+        )
     image = jax.ShapeDtypeStruct((1, network.image_size, network.image_size, 3), jnp.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
     return SSLEncoder(network, read_params(folder, shapes), spec)

@@ -62,10 +62,8 @@ class Naming:
         """(published name, part, parts) of one of our parameters; whole tensors are (0, 1)."""
         for pattern, replacement in (*self.rules, (r"/(kernel|scale)$", "/weight")):
             path = re.sub(pattern, replacement, path)
-        name, part, parts = re.fullmatch(
-            r"(.*?)(?:\[(\d)/(\d)\])?", path.replace("/", ".")
-        ).groups()
-        return self.prefix + name, int(part or 0), int(parts or 1)
+        name, part, parts = re.fullmatch(r"(.*?)(?:\[(\d)/(\d)\])?", path).groups()
+        return self.prefix + name.replace("/", "."), int(part or 0), int(parts or 1)
 
     def transform(self, path: str, ndim: int) -> Transform:
         """How the array of our parameter at `path`, of `ndim` axes here, is laid out there."""
