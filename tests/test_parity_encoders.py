@@ -33,13 +33,16 @@ TOLERANCE = 3e-5
 SMALL = {"image_size": 32, "patch_size": 8, "width": 64, "depth": 2, "heads": 4}
 
 
-def _initialised(fields: dict, seed: int = 0) -> dict[str, np.ndarray]:
-    """Fresh parameters, flat by path, with random numbers in the zeros and ones as well."""
+def _random(fields: dict) -> dict[str, np.ndarray]:
+    """Random parameters of a ViT, flat by path."""
     network = build(ViT, fields)
     image = jnp.zeros((1, network.image_size, network.image_size, 3))
-    flat = traverse_util.flatten_dict(network.init(jax.random.key(seed), image)["params"], sep="/")
-    rng = np.random.default_rng(seed)
-    return {k: rng.normal(0, 0.2, p.shape).astype(np.float32) for k, p in flat.items()}
+    shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    rng = np.random.default_rng(0)
+    return {
+        path: rng.normal(0, 0.2, leaf.shape).astype(np.float32)
+        for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items()
+    }
 
 
 def _embed(fields: dict, params: dict, image: np.ndarray) -> np.ndarray:
@@ -92,7 +95,7 @@ def test_spelling_of_transformers_4_is_read_and_written_as_it_is():
         },
     }
     for fields, (layout, also) in zip((plain, gated), expected.items(), strict=True):
-        params = _initialised(fields)
+        params = _random(fields)
         tensors = vit.write(layout, fields, params)
         shapes = {key: array.shape for key, array in tensors.items()}
         assert shapes.items() >= (names | also).items()
@@ -159,10 +162,9 @@ def test_config_that_the_tensors_contradict_is_an_error(change, message):
 
 def test_what_tells_the_architecture_may_not_be_missing():
     tensors = oracle.tensors("encoder_timm_vit_small")
-    short = tensors | {"pos_embed": tensors["pos_embed"][:, :-1]}
-    with pytest.raises(InputError, match="16 positions|pos_embed"):
-        vit.read({k: t for k, t in short.items() if k != "patch_embed.proj.weight"}, {})
-    with pytest.raises(InputError, match="15 positions are no square"):
+    with pytest.raises(InputError, match="patch_embed.proj.weight missing or empty"):
+        vit.read({k: t for k, t in tensors.items() if k != "patch_embed.proj.weight"}, {})
+    with pytest.raises(InputError, match="15 positions are those of no square"):
         vit.read(tensors | {"pos_embed": tensors["pos_embed"][:, :-2]}, {"num_heads": 4})
     with pytest.raises(InputError, match="no block of one was found"):
         vit.architecture({"layers.0.blocks.0.attn.qkv.weight": np.zeros((3, 1))}, {})
@@ -187,7 +189,7 @@ def test_vit_that_a_layout_has_no_names_for_is_not_written(layout, options, mess
 def test_positions_of_prefix_tokens_are_part_of_those_tokens():
     """A position of a token that never moves can be added to the token once and for all."""
     fields = SMALL | {"registers": 4, "prefix_positions": "all", "resize": "offset"}
-    params = _initialised(fields)
+    params = _random(fields)
     tensors = vit.write("timm", fields, params)
     assert tensors["pos_embed"].shape == (1, 1 + 4 + 16, 64)
     assert vit.read(tensors, {"num_heads": 4})[0] == fields
@@ -197,17 +199,15 @@ def test_positions_of_prefix_tokens_are_part_of_those_tokens():
         "register_tokens": params["register_tokens"] + positions[:, 1:5],
     }
     image = np.random.default_rng(0).normal(0, 1, (1, 32, 32, 3)).astype(np.float32)
-    for which, first in (("all", None), ("class", 1), ("none", 5)):
-        if which == "all":
-            expected = _embed(fields, params, image)
-            continue
-        if which == "class":
-            kept = np.concatenate([positions[:, :1], positions[:, 5:]], axis=1)
-            tokens = folded | {"cls_token": params["cls_token"]}
-        else:
-            kept, tokens = positions[:, first:], folded
-        other = _embed(fields | {"prefix_positions": which}, tokens | {"pos_embed": kept}, image)
-        np.testing.assert_allclose(other, expected, rtol=1e-5, atol=1e-5)
+    expected = _embed(fields, params, image)
+    none = folded | {"pos_embed": positions[:, 5:]}
+    class_only = folded | {
+        "cls_token": params["cls_token"],
+        "pos_embed": np.concatenate([positions[:, :1], positions[:, 5:]], axis=1),
+    }
+    for which, other in (("none", none), ("class", class_only)):
+        found = _embed(fields | {"prefix_positions": which}, other, image)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("old, new", [(14, 16), (16, 37), (16, 9)])
@@ -221,7 +221,7 @@ def test_interpolation_keeps_constants_and_antialias_is_what_pillow_does(old, ne
 
 
 def test_encoder_runs_at_the_size_that_its_model_json_says(tmp_path):
-    params = _initialised(SMALL)
+    params = _random(SMALL)
     spec = {"kind": "encoder", "architecture": SMALL, "image_size": 48, "mean": [0.5] * 3}
     spec |= {"std": [0.5] * 3, "embedding": {"tokens": 1, "dim": 64}}
     write_model(tmp_path / "model", spec, traverse_util.unflatten_dict(params, sep="/"))
@@ -233,6 +233,19 @@ def test_encoder_runs_at_the_size_that_its_model_json_says(tmp_path):
     (tmp_path / "model" / "model.json").write_text(json.dumps(spec | {"image_size": 44}))
     with pytest.raises(InputError, match="image_size is 44, expected a multiple of its patch size"):
         load_encoder(tmp_path / "model")
+
+
+def test_timm_encoder_without_a_class_token_is_read_as_the_mean_of_its_patches():
+    fields = SMALL | {"pooling": "mean", "registers": 4, "mlp": "swiglu"}
+    params = _random(fields)
+    tensors = vit.write("timm", fields, params)
+    assert "cls_token" not in tensors and tensors["pos_embed"].shape == (1, 16, 64)
+    config = {"architecture": "vit", "model_args": {"num_heads": 4, "act_layer": "SiLU"}}
+    found, back, _ = vit.read(tensors, config)
+    assert found == fields | {"resize": "antialias"}
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    with pytest.raises(InputError, match="activation 'gelu_tanh', expected 'silu'"):
+        vit.read(tensors, config | {"act_layer": "gelu_tanh", "model_args": {"num_heads": 4}})
 
 
 def test_unknown_option_of_the_vit_is_an_error():

@@ -151,7 +151,7 @@ class ViT(nn.Module):
 def _resized(
     positions: Float[Array, "1 n c"], old: int, new: int, rule: str
 ) -> Float[Array, "1 m c"]:
-    """Positions of `old` x `old` patches at `new` x `new`; those of the table's size as they are."""
+    """Positions of `old` x `old` patches at `new` x `new`; as they are if that is the same."""
     if new == old:
         return positions
     matrix = interpolation(old, new, rule)

@@ -115,8 +115,7 @@ def _find(names: Collection[str]) -> tuple[str | None, str]:
         prefix = min(prefixes, key=lambda p: ("teacher." not in p, "student." in p, len(p), p))
         if layout != "timm" and not any(n.startswith(f"{prefix}embeddings.") for n in names):
             continue
-        norm = re.compile(rf"{re.escape(prefix)}encoder\.layer\.\d+\.norm1\.weight")
-        if layout == "transformers-vit-v4" and any(norm.fullmatch(name) for name in names):
+        if layout == "transformers-vit-v4" and any(".norm1." in name for name in names):
             layout = "transformers-dinov2-v4"
         return layout, prefix
     return None, ""
@@ -157,7 +156,7 @@ def architecture(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -
             "the architecture is unknown"
         )
     width, patch, positions, hidden_1, hidden_2 = (tensors[n].size for n in needed.values())
-    hidden = hidden_2 // width
+    hidden, registers = hidden_2 // width, naming.name("register_tokens")[0]
     found = {
         "patch_size": math.isqrt(patch // (3 * width)),
         "width": width,
@@ -166,7 +165,7 @@ def architecture(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -
         "mlp_ratio": hidden / width,
         "mlp": "swiglu" if hidden_1 == 2 * hidden else "gelu",
         "layer_scale": any(re.search(r"\.(ls1|layer_scale1)\.", name) for name in tensors),
-        "registers": _registers(tensors, width),
+        "registers": tensors[registers].size // width if registers in tensors else 0,
         "epsilon": config.get(
             "layer_norm_eps", 1e-12 if layout.startswith("transformers-vit") else 1e-6
         ),
@@ -174,8 +173,7 @@ def architecture(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -
     _check_activation(found["mlp"], config)
     found |= _positions(layout, tensors, positions // width, found)
     found["resize"] = _resize(layout, found["registers"], config)
-    defaults = {name: getattr(ViT, name, None) for name in found}
-    return {name: value for name, value in found.items() if value != defaults[name]}
+    return {name: value for name, value in found.items() if value != getattr(ViT, name, None)}
 
 
 def _heads(width: int, config: Mapping[str, Any]) -> int:
@@ -183,10 +181,8 @@ def _heads(width: int, config: Mapping[str, Any]) -> int:
     if heads is None:
         heads = _HEADS.get(width, max(1, width // 64))
         logging.info(
-            "no number of attention heads beside the tensors: %d, as published encoders of width "
-            "%d have; a config.json with num_heads or num_attention_heads says otherwise",
-            heads,
-            width,
+            f"no number of attention heads beside the tensors: {heads}, as published encoders of "
+            f"width {width} have; num_heads or num_attention_heads in config.json says otherwise"
         )
     if type(heads) is not int or heads < 1 or width % heads:
         raise InputError(
@@ -196,43 +192,31 @@ def _heads(width: int, config: Mapping[str, Any]) -> int:
     return heads
 
 
-def _registers(tensors: Mapping[str, np.ndarray], width: int) -> int:
-    names = ("reg_token", "embeddings.register_tokens")
-    return sum(tensors[name].size // width for name in names if name in tensors)
-
-
 def _check_activation(mlp: str, config: Mapping[str, Any]) -> None:
-    """The names alone do not say it; transformers' gated MLP is SiLU whatever hidden_act is."""
-    given = config.get("act_layer") if mlp == "swiglu" else config.get("hidden_act", "gelu")
-    expected = {"swiglu": (None, "silu"), "gelu": ("gelu",)}[mlp]
-    if given is not None and str(given).lower() not in expected:
-        raise InputError(f"config.json has the activation {given!r}, expected {expected[-1]!r}")
+    """Tensors do not tell it; in transformers the gate of DINOv2 is SiLU whatever hidden_act is."""
+    given, expected = config.get("act_layer"), "silu"
+    if mlp == "gelu":
+        given, expected = config.get("hidden_act", given), "gelu"
+    if given is not None and str(given).lower() != expected:
+        raise InputError(f"config.json has the activation {given!r}, expected {expected!r}")
 
 
 def _positions(
     layout: str, tensors: Mapping[str, np.ndarray], count: int, found: Mapping[str, Any]
 ) -> dict[str, Any]:
     """image_size, pooling and prefix_positions: the patches with positions are a square."""
-    token = "cls_token" in tensors or layout != "timm"
-    counts = {"none": 0, "class": 1, "all": found["registers"] + 1}
-    if not token:
-        counts = {"none": 0, "all": found["registers"]}
-    if layout != "timm":
-        counts = {"class": 1}
-    for prefix, number in counts.items():
+    token, registers = "cls_token" in tensors or layout != "timm", found["registers"]
+    before = {"class": 1}
+    if layout == "timm":
+        before = {"class": int(token), "none": 0, "all": token + registers}
+    for prefix, number in before.items():
         side = math.isqrt(max(count - number, 0))
         if side and side * side == count - number:
-            # "class" is our default, and says the same as these where there is nothing but patches.
-            same = not token and not found["registers"]
-            return {
-                "image_size": side * found["patch_size"],
-                "pooling": "class" if token else "mean",
-                "prefix_positions": "class" if same else prefix,
-            }
+            size, pooling = side * found["patch_size"], "class" if token else "mean"
+            return {"image_size": size, "pooling": pooling, "prefix_positions": prefix}
     raise InputError(
-        f"{layout}: {count} positions are no square of patches after {sorted(counts.values())} "
-        f"tokens before them (class token {'found' if token else 'missing'}, "
-        f"{found['registers']} registers)"
+        f"{layout}: {count} positions are those of no square of patches (class token "
+        f"{'found' if token else 'missing'}, {registers} registers); only square images are read"
     )
 
 
@@ -251,7 +235,7 @@ def read(
     `config` as in `architecture`. Raises one InputError that names every missing, unexpected,
     mis-shaped and non-floating tensor.
     """
-    layout, prefix = _find(tensors)
+    layout, prefix = _find(tensors.keys())
     own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     fields = architecture(own, config)
     params, used, problems = to_ours(
@@ -301,7 +285,7 @@ def write(
     cannot = {"a convolutional stem": network.stem != "patch"}
     if layout == "timm":
         cannot["registers without positions beside a class token with one"] = (
-            registers and positions == "class"
+            registers and positions == network.pooling == "class"
         )
     else:
         cannot["mean pooling"] = network.pooling != "class"
