@@ -24,7 +24,7 @@ from ssl_diffusion import cli
 from ssl_diffusion.data.records import Source, open_records
 from ssl_diffusion.devices import shardings
 from ssl_diffusion.diffusion.denoiser import Denoiser
-from ssl_diffusion.diffusion.solvers import ddim, ddim_timesteps
+from ssl_diffusion.diffusion.solvers import ddim, trailing_timesteps
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import replacing, write_json
 from ssl_diffusion.pixels import pair_sheet, to_uint8
@@ -81,7 +81,7 @@ def main() -> None:
     sampling = model.spec["sampling"]
     steps = sampling["steps"] if STEPS.value is None else STEPS.value
     guidance = sampling["guidance"] if GUIDANCE.value is None else GUIDANCE.value
-    ddim_timesteps(model.schedule.steps, steps)
+    timesteps = trailing_timesteps(model.schedule.steps, steps)
     denoise = model.denoiser(guidance)
 
     (output / "samples.json").unlink(missing_ok=True)  # it tells of the patches replaced below
@@ -98,7 +98,7 @@ def main() -> None:
             examples = [source[int(index)] for index in indices]
             embedding = np.stack([example["embedding"] for example in examples])
             progress = partial(tqdm, desc=f"sample {first}/{count}", unit="step", leave=False)
-            images = sample(model, denoise, embedding, indices, steps, SEED.value, progress)
+            images = sample(model, denoise, embedding, indices, timesteps, SEED.value, progress)
             for index, example, image in zip(range(first, count), examples, images, strict=False):
                 Image.fromarray(image).save(folder / f"{index:05d}.png")
                 if len(real) < SHEET_PAIRS:
@@ -146,7 +146,7 @@ def sample(
     denoise: Denoiser,
     embedding: Float[np.ndarray, "b tokens dim"],
     indices: Int[np.ndarray, " b"],
-    steps: int,
+    timesteps: Int[np.ndarray, " path"],
     seed: int,
     progress: Callable[[Iterable], Iterable] | None = None,
 ) -> UInt8[np.ndarray, "b h w 3"]:
@@ -160,7 +160,7 @@ def sample(
         model.schedule,
         noise,
         context,
-        steps=steps,
+        timesteps=timesteps,
         progress=progress,
     )
     return to_uint8(model.decode(latent))

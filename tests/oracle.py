@@ -45,7 +45,7 @@ def stand_in(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def tensors(name: str, prefix: str = "") -> dict[str, np.ndarray]:
-    """The stand-in checkpoint of manifest_NAME.json; only names that begin with `prefix`, cut off."""
+    """The stand-in checkpoint of manifest_NAME.json; only names with `prefix`, cut off."""
     shapes, _ = manifest(name)
     return {
         key.removeprefix(prefix): stand_in(key, shape)

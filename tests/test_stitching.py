@@ -13,14 +13,14 @@ from jax.tree_util import Partial
 from ssl_diffusion.diffusion.denoiser import make_denoiser
 from ssl_diffusion.diffusion.prediction import to_prediction
 from ssl_diffusion.diffusion.schedule import Schedule, make_schedule
-from ssl_diffusion.diffusion.solvers import ddim
+from ssl_diffusion.diffusion.solvers import ddim, trailing_timesteps
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.pixels import to_uint8
 from ssl_diffusion.stitching.consensus import stitched_denoiser
 from ssl_diffusion.stitching.decode import decode_canvas
 from ssl_diffusion.stitching.large_image import stitch
 from ssl_diffusion.stitching.reference import embed_region, load_grid, save_grid
-from ssl_diffusion.stitching.windows import blend_weights, window_origins
+from ssl_diffusion.stitching.windows import blend_weights, ramps, window_origins
 
 SCHEDULE = make_schedule("cosine")
 WINDOW, CHANNELS, WIDTH = 8, 2, 3
@@ -53,7 +53,7 @@ def run(denoise, height, width, stride, window_batch, context=None, steps=5, key
     if context is None:
         context = jax.random.normal(jax.random.key(5), (windows, 1, WIDTH))
     noise = jax.random.normal(jax.random.key(key), (1, height, width, CHANNELS))
-    return ddim(stitched, SCHEDULE, noise, context, steps=steps)
+    return ddim(stitched, SCHEDULE, noise, context, timesteps=trailing_timesteps(1000, steps))
 
 
 # Consensus
@@ -63,7 +63,7 @@ def run(denoise, height, width, stride, window_batch, context=None, steps=5, key
 def test_one_window_is_the_plain_sampler(window_batch):
     denoise, context = mixing_denoiser(), jnp.ones((1, 1, WIDTH))
     noise = jax.random.normal(jax.random.key(0), (1, WINDOW, WINDOW, CHANNELS))
-    plain = ddim(denoise, SCHEDULE, noise, context, steps=10)
+    plain = ddim(denoise, SCHEDULE, noise, context, timesteps=trailing_timesteps(1000, 10))
     stitched = run(denoise, WINDOW, WINDOW, 4, window_batch, context, steps=10)
     # Not bit for bit: eps is recomputed from x0. A few float32 roundings of values around 1.
     np.testing.assert_allclose(stitched, plain, atol=2e-6)
@@ -77,7 +77,8 @@ def test_non_overlapping_windows_are_so_many_plain_samplers():
     for row in range(2):
         for col in range(3):
             here = (slice(None), slice(row * 8, row * 8 + 8), slice(col * 8, col * 8 + 8))
-            alone = ddim(denoise, SCHEDULE, noise[here], context[row * 3 + col][None], steps=5)
+            own = context[row * 3 + col][None]
+            alone = ddim(denoise, SCHEDULE, noise[here], own, timesteps=trailing_timesteps(1000, 5))
             np.testing.assert_allclose(canvas[here], alone, atol=3e-6)
 
 
@@ -144,14 +145,14 @@ def test_consensus_refuses_other_than_one_context_a_window():
 def test_blend_weights_sum_to_one(size, tile, overlap):
     origins = window_origins(size, tile, tile - overlap)
     total = np.zeros(size)
-    for origin, weights in zip(origins, blend_weights(origins, tile, overlap), strict=True):
+    for origin, weights in zip(origins, blend_weights(origins, ramps(tile, overlap)), strict=True):
         assert (weights > 0).all()
         total[origin : origin + tile] += weights
     np.testing.assert_allclose(total, 1, atol=1e-12)
 
 
 def test_blend_weights_ramp_linearly_over_the_overlap():
-    first, second = blend_weights(np.array([0, 6]), 10, 4)
+    first, second = blend_weights(np.array([0, 6]), ramps(10, 4))
     np.testing.assert_allclose(first, [1] * 6 + [7 / 8, 5 / 8, 3 / 8, 1 / 8])
     np.testing.assert_allclose(second[:4], [1 / 8, 3 / 8, 5 / 8, 7 / 8])
 

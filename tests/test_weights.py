@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from ssl_diffusion import demo
-from ssl_diffusion.diffusion.solvers import ddim
+from ssl_diffusion.diffusion.solvers import ddim, trailing_timesteps
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import replacing, write_json
 from ssl_diffusion.models.autoencoder import Autoencoder
@@ -93,8 +93,9 @@ def test_loaded_model_denoises_like_the_parameters_it_was_written_with(run_dir):
     np.testing.assert_array_equal(kernel, flat["conditioner/projection/kernel"])
     embedding = jax.random.normal(jax.random.key(0), (2, 1, 192))
     noise = jax.random.normal(jax.random.key(1), (2, 16, 16, first.latent_channels))
+    timesteps = trailing_timesteps(first.schedule.steps, 2)
     results = [
-        ddim(m.denoiser(2.0), m.schedule, noise, m.context(embedding), steps=2)
+        ddim(m.denoiser(2.0), m.schedule, noise, m.context(embedding), timesteps=timesteps)
         for m in (first, second)
     ]
     np.testing.assert_array_equal(*results)

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from ssl_diffusion.pixels import to_uint8
 from ssl_diffusion.stitching.decode import decode_canvas
 from ssl_diffusion.stitching.large_image import DECODE_OVERLAP, DECODE_TILE
-from ssl_diffusion.stitching.windows import blend_weights, window_origins
+from ssl_diffusion.stitching.windows import blend_weights, ramps, window_origins
 
 BATCH = 32  # patches decoded at once
 
@@ -54,12 +54,11 @@ def reconstruct_region(
     for length in whole.shape[:2]:
         side = min(size, length // factor)
         origins = window_origins(length // factor, side, max(1, side // 2))
+        weights = blend_weights(origins, ramps(side, side // 2))
         axes.append(
             [
                 (slice(origin, origin + side), weight)
-                for origin, weight in zip(
-                    origins, blend_weights(origins, side, side // 2), strict=True
-                )
+                for origin, weight in zip(origins, weights, strict=True)
             ]
         )
     tiles = list(itertools.product(*axes))

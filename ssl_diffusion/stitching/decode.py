@@ -1,6 +1,7 @@
 """From a latent canvas to pixels, in tiles that fit the memory."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ from jaxtyping import Array, Float, UInt8
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.pixels import to_uint8
-from ssl_diffusion.stitching.windows import blend_weights, window_origins
+from ssl_diffusion.stitching.windows import blend_weights, ramps, window_origins
 
 
 def decode_canvas(
@@ -17,6 +18,7 @@ def decode_canvas(
     factor: int,
     tile: int,
     overlap: int,
+    profile: Callable[[int], np.ndarray] | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes a canvas: at once when it fits one tile, else in tiles blended where they overlap.
 
@@ -29,6 +31,8 @@ def decode_canvas(
       factor: pixels per latent pixel.
       tile: side of a tile, latent pixels; all tiles share one shape.
       overlap: least overlap of neighbouring tiles, latent pixels, below `tile`.
+      profile: weights of a tile's pixels along an axis, given how many image pixels it has there;
+        by default they fall linearly over the overlap.
 
     Raises:
       InputError: overlap outside 0..tile - 1.
@@ -40,8 +44,9 @@ def decode_canvas(
     tile_y, tile_x = min(tile, height), min(tile, width)
     origins_y = window_origins(height, tile_y, max(1, tile_y - overlap))
     origins_x = window_origins(width, tile_x, max(1, tile_x - overlap))
-    weights_y = blend_weights(origins_y * factor, tile_y * factor, overlap * factor)
-    weights_x = blend_weights(origins_x * factor, tile_x * factor, overlap * factor)
+    profile = profile or partial(ramps, overlap=overlap * factor)
+    weights_y = blend_weights(origins_y * factor, profile(tile_y * factor))
+    weights_x = blend_weights(origins_x * factor, profile(tile_x * factor))
 
     image = np.zeros((height * factor, width * factor, 3), np.float32)
     for y, weight_y in zip(origins_y, weights_y, strict=True):

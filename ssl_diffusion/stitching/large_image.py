@@ -11,7 +11,7 @@ from jaxtyping import Array, Key, UInt8
 
 from ssl_diffusion.diffusion.denoiser import Denoiser
 from ssl_diffusion.diffusion.schedule import Schedule
-from ssl_diffusion.diffusion.solvers import ddim, ddim_timesteps
+from ssl_diffusion.diffusion.solvers import ddim, trailing_timesteps
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.stitching.consensus import stitched_denoiser
 from ssl_diffusion.stitching.decode import decode_canvas
@@ -93,7 +93,8 @@ def stitch(
     )
     context = model.context(embeddings.reshape(-1, *embeddings.shape[2:]))
     noise = jax.random.normal(key, (1, height, width, model.latent_channels))
-    canvas = ddim(denoise, model.schedule, noise, context, steps=steps, progress=progress)
+    timesteps = trailing_timesteps(model.schedule.steps, steps)
+    canvas = ddim(denoise, model.schedule, noise, context, timesteps=timesteps, progress=progress)
     image = decode_canvas(model.decode, canvas[0], model.factor, DECODE_TILE, DECODE_OVERLAP)
     return image[:height_px, :width_px]
 
@@ -101,7 +102,7 @@ def stitch(
 def check_settings(model: PatchModel, *, steps: int, guidance: float, stride: int) -> None:
     """Raises InputError unless the model can be sampled like this; see `stitch`."""
     window = model.patch_px // model.factor
-    ddim_timesteps(model.schedule.steps, steps)
+    trailing_timesteps(model.schedule.steps, steps)
     window_origins(window, window, stride)
     model.denoiser(guidance)
 

@@ -43,17 +43,22 @@ def cell_positions(
     return np.interp(origins, corners, np.arange(len(corners))).astype(np.float32)
 
 
-def blend_weights(
-    origins: Int[np.ndarray, " n"], tile: int, overlap: int
-) -> Float[np.ndarray, "n tile"]:
-    """Weights of each tile's pixels along one axis; those of all tiles over a pixel sum to one.
+def ramps(tile: int, overlap: int) -> Float[np.ndarray, " tile"]:
+    """A tile's weights along one axis: 1, falling linearly over `overlap` pixels at both ends.
 
-    Linear ramps over `overlap` pixels at both ends, normalised: exactly linear where two tiles
-    overlap by `overlap`, flat at the ends of the axis, right too where the last tile overlaps more.
+    An overlap of half the tile is a pyramid, of none a uniform average. Where two tiles overlap by
+    just `overlap`, the normalised weights are linear.
     """
     from_end = np.minimum(np.arange(tile), np.arange(tile)[::-1]) + 0.5
-    ramp = np.minimum(1.0, from_end / max(overlap, 0.5))
-    total = np.zeros(origins[-1] + tile)
+    return np.minimum(1.0, from_end / max(overlap, 0.5))
+
+
+def blend_weights(
+    origins: Int[np.ndarray, " n"], profile: Float[np.ndarray, " tile"]
+) -> Float[np.ndarray, "n tile"]:
+    """The weights `profile` of each tile's pixels, normalised: those of all tiles over a pixel sum
+    to one, at the ends of the axis and where the last tile overlaps more too."""
+    total = np.zeros(origins[-1] + len(profile))
     for origin in origins:
-        total[origin : origin + tile] += ramp
-    return np.stack([ramp / total[origin : origin + tile] for origin in origins])
+        total[origin : origin + len(profile)] += profile
+    return np.stack([profile / total[origin : origin + len(profile)] for origin in origins])

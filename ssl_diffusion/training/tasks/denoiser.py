@@ -13,7 +13,7 @@ from ssl_diffusion.data.records import Records
 from ssl_diffusion.diffusion.denoiser import check_denoiser
 from ssl_diffusion.diffusion.loss import denoising_loss
 from ssl_diffusion.diffusion.schedule import make_schedule
-from ssl_diffusion.diffusion.solvers import ddim, ddim_timesteps
+from ssl_diffusion.diffusion.solvers import ddim, trailing_timesteps
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.build import build_network
 from ssl_diffusion.models.conditioner import Conditioner
@@ -60,7 +60,7 @@ class DenoiserTask:
         """Raises InputError now for what would else stop a run half-way, at its first picture."""
         sampling = self.config.sampling
         check_denoiser(self.config.diffusion.prediction, sampling.guidance)
-        ddim_timesteps(self.schedule.steps, sampling.steps)
+        trailing_timesteps(self.schedule.steps, sampling.steps)
         window = self.config.data.patch_px // self.first_stage.network.factor
         window_origins(window, window, sampling.stride)
         jax.eval_shape(self.init, jax.random.key(0))
@@ -102,7 +102,7 @@ class DenoiserTask:
             self.schedule,
             noise,
             model.context(examples["embedding"]),
-            steps=sampling.steps,
+            timesteps=trailing_timesteps(self.schedule.steps, sampling.steps),
         )
         return pair_sheet(examples["image"], to_uint8(model.decode(latent)), columns=4)
 

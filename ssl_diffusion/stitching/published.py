@@ -1,0 +1,153 @@
+"""The large image as Graikos et al. 2024 (section 3.3) and their released sampler make it.
+
+Where it differs from `large_image.stitch`: the windows' x0 are averaged uniformly, DDIM has eta 1,
+and the canvas is decoded window by window. Here, unlike there, the canvas has any size, windows go
+through the network in bounded batches, and it is given the timesteps it was trained on.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from ssl_diffusion.diffusion.denoiser import Denoiser
+from ssl_diffusion.diffusion.loss import add_noise
+from ssl_diffusion.diffusion.schedule import Schedule
+from ssl_diffusion.diffusion.solvers import ddim, trailing_timesteps
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.stitching.consensus import stitched_denoiser
+from ssl_diffusion.stitching.decode import decode_canvas
+from ssl_diffusion.stitching.grid import interpolate_grid
+from ssl_diffusion.stitching.large_image import PatchModel, check_grid, check_size
+from ssl_diffusion.stitching.windows import cell_positions, window_origins
+
+STEPS, GUIDANCE = 50, 4.0  # guidance 3 in the convention of the published code, 1 + g
+WINDOW = 64  # latent pixels
+STRIDES = 4  # of a window: 16 latent pixels
+DECODE_WIDTH = 0.8  # of the Gaussian weights of a decoded window, whose side is 2
+
+Draw = Callable[[int], Array]
+"""draw(k) -> the k-th standard normal canvas [1, h, w, c]: 0 and 1 make the start, k + 2 step k."""
+
+
+def published_image(
+    model: PatchModel,
+    grid: np.ndarray,
+    height_px: int,
+    width_px: int,
+    key: Key[Array, ""],
+    *,
+    window_batch: int = 16,
+    progress: Callable[[Iterable], Iterable] | None = None,
+) -> UInt8[np.ndarray, "height_px width_px 3"]:
+    """A large image with the published settings; see `large_image.stitch` for the arguments.
+
+    Raises:
+      InputError: a grid that is not finite, does not fit the model or does not cover the image; an
+        image smaller than a patch. Before anything is compiled.
+    """
+    check_grid(grid, model)
+    check_size(grid.shape[:2], height_px, width_px, model.patch_px)
+    window = model.patch_px // model.factor
+    height, width = math.ceil(height_px / model.factor), math.ceil(width_px / model.factor)
+    latent = published_latent(
+        model.denoiser(GUIDANCE),
+        model.schedule,
+        model.context,
+        jnp.asarray(grid, jnp.float32),
+        keyed_draws(key, (1, height, width, model.latent_channels)),
+        window=window,
+        window_batch=window_batch,
+        progress=progress,
+    )
+    return decode_windows(model.decode, latent[0], model.factor, window)[:height_px, :width_px]
+
+
+def published_latent(
+    denoise: Denoiser,
+    schedule: Schedule,
+    condition: Callable[[Array], Array],
+    grid: Float[Array, "rows cols tokens dim"],
+    draw: Draw,
+    *,
+    timesteps: Int[np.ndarray, " path"] | None = None,
+    window: int = WINDOW,
+    window_batch: int = 16,
+    progress: Callable[[Iterable], Iterable] | None = None,
+) -> Float[Array, "1 h w c"]:
+    """The scaled latent canvas of a grid of embeddings.
+
+    Args:
+      denoise: the Denoiser of one window, its guidance (4) included.
+      schedule: the noise table.
+      condition: embeddings [n, tokens, dim] -> contexts [n, tokens, width].
+      grid: unnormalised embeddings, one cell a window's size.
+      draw: where all noise comes from, e.g. `keyed_draws(key, shape)`; its shape is the canvas's.
+      timesteps: the path; by default the published one, 50 steps down to the clean end.
+      window: side of a window, latent pixels.
+      window_batch: windows denoised at once.
+      progress: wraps the iterable of steps.
+
+    Raises:
+      InputError: a grid that does not cover the canvas, a canvas smaller than a window, a path that
+        does not descend within the schedule, window_batch below 1.
+    """
+    timesteps = trailing_timesteps(schedule.steps, STEPS) if timesteps is None else timesteps
+    noise = draw(0)
+    _, height, width, _ = noise.shape
+    if grid.shape[:2] != (math.ceil(height / window), math.ceil(width / window)):
+        raise InputError(
+            f"a grid of {grid.shape[0]} rows and {grid.shape[1]} columns for a canvas of "
+            f"{width}x{height} latent pixels; expected one cell for every {window} of them"
+        )
+    origins_y, origins_x = (
+        window_origins(size, window, window // STRIDES) for size in (height, width)
+    )
+    embeddings = interpolate_grid(
+        grid,
+        jnp.asarray(cell_positions(origins_y, height, window)),
+        jnp.asarray(cell_positions(origins_x, width, window)),
+    )
+    uniform = np.ones(window)
+    stitched = stitched_denoiser(
+        denoise, schedule, origins_y, origins_x, window, window_batch, uniform
+    )
+    # Noise taken for a clean image and noised again: standard normal like its parts.
+    start = add_noise(noise, draw(1), *schedule.at(jnp.float32(timesteps[:1])))
+    return ddim(
+        stitched,
+        schedule,
+        start,
+        condition(embeddings.reshape(-1, *grid.shape[2:])),
+        timesteps=timesteps,
+        eta=1.0,
+        noise=lambda step, like: draw(step + 2),
+        progress=progress,
+    )
+
+
+def decode_windows(
+    decode: Callable[[Array], Array],
+    latent: Float[Array, "h w c"],
+    factor: int,
+    window: int = WINDOW,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes window by window, blended with weights exp(-r^2 / 0.8^2) over [-1, 1]^2.
+
+    Slower than large tiles by the overlap: every pixel is decoded up to 16 times.
+    """
+    # r^2 = x^2 + y^2: the weights are a product of one along each axis.
+    overlap = window - window // STRIDES
+    return decode_canvas(decode, latent, factor, window, overlap, profile=_gaussian)
+
+
+def keyed_draws(key: Key[Array, ""], shape: tuple[int, int, int, int]) -> Draw:
+    """Draws from one key, each by its own number."""
+    return lambda k: jax.random.normal(jax.random.fold_in(key, k), shape)
+
+
+def _gaussian(size: int) -> Float[np.ndarray, " size"]:
+    return np.exp(-((np.linspace(-1, 1, size) / DECODE_WIDTH) ** 2))
