@@ -2,7 +2,8 @@
 
 One network for the KL-regularised kind (the encoder gives mean and log-variance) and the
 vector-quantised kind (`codebook` > 0: latents are taken before quantisation, decoding replaces each
-by its nearest code first).
+by its nearest code first). Published ones differ in their 1x1 "quant" convolutions around the
+latent: VQ-f4 and the 4-channel KL-f8 have them, the 16-channel KL-f8 has none (`quant_convs`).
 """
 
 from typing import Any
@@ -123,6 +124,7 @@ class Autoencoder(nn.Module):
     latent_channels: int = 3
     middle_attention: bool = True
     codebook: int = 0
+    quant_convs: bool = True
     dtype: Any = jnp.float32
 
     @property
@@ -140,9 +142,10 @@ class Autoencoder(nn.Module):
         }
         features = self.latent_channels * (1 if self.codebook else 2)
         self.encoder = Encoder(out_channels=features, **shared)
-        self.quant_conv = _conv(features, 1)
         self.decoder = Decoder(**shared)
-        self.post_quant_conv = _conv(self.latent_channels, 1)
+        if self.quant_convs:
+            self.quant_conv = _conv(features, 1)
+            self.post_quant_conv = _conv(self.latent_channels, 1)
         if self.codebook:
             self.codes = self.param(
                 "codes", nn.initializers.normal(1.0), (self.codebook, self.latent_channels)
@@ -152,21 +155,24 @@ class Autoencoder(nn.Module):
         self, image: Float[Array, "b H W 3"]
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
         """Mean and log-variance (clipped to [-30, 20]) of the posterior; KL kind only."""
-        features = self.quant_conv(self.encoder(image)).astype(jnp.float32)
-        mean, log_variance = jnp.split(features, 2, axis=-1)
+        mean, log_variance = jnp.split(self._features(image), 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
     def encode(self, image: Float[Array, "b H W 3"]) -> Float[Array, "b h w c"]:
         """The raw latent: the posterior's mean, or the features before quantisation."""
         if self.codebook:
-            return self.quant_conv(self.encoder(image)).astype(jnp.float32)
+            return self._features(image)
         return self.moments(image)[0]
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
         """The image of a raw latent."""
         if self.codebook:
             latent = self.codes[self.nearest_code(latent)]
-        return self.decoder(self.post_quant_conv(latent))
+        return self.decoder(self.post_quant_conv(latent) if self.quant_convs else latent)
+
+    def _features(self, image: Float[Array, "b H W 3"]) -> Float[Array, "b h w c"]:
+        features = self.encoder(image)
+        return (self.quant_conv(features) if self.quant_convs else features).astype(jnp.float32)
 
     def nearest_code(self, latent: Float[Array, "b h w c"]) -> Array:
         """Index of the code nearest (Euclidean) to each latent pixel, int32 [b, h, w]."""
