@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
                 "transformer_depth": 1,
                 "out_channels": 3,
             },
-            "context_width": 512,
+            "conditioner": {"name": "linear", "width": 512},
             "condition_dropout": 0.1,
             "dtype": "bfloat16",
         }

@@ -71,7 +71,7 @@ def get_config(network: str = "unet") -> ConfigDict:
     config.model = ConfigDict(
         {
             "architecture": {"unet": UNET, "dit": DIT}[network],
-            "context_width": 192,
+            "conditioner": {"name": "linear", "width": 192},
             "condition_dropout": 0.1,
             "dtype": "float32",
         }

@@ -34,7 +34,7 @@ def shrink(config):
             "dit": {"width": 32, "depth": 1, "heads": 2},
         }
         config.model.architecture.update(small[config.model.architecture.name])
-        config.model.context_width = 32
+        config.model.conditioner.width = 32
         config.sampling.steps = 2
     return config
 
@@ -63,7 +63,7 @@ TINY = (
     "--config.checkpoint_every=2",
     "--config.sample_every=6",
     "--config.data.stride_px=64",
-    "--config.model.context_width=32",
+    "--config.model.conditioner.width=32",
     "--config.model.architecture.channel_multipliers=(1,1)",
     "--config.model.architecture.attention_levels=(1,)",
     "--config.sampling.steps=2",

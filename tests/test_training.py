@@ -21,8 +21,7 @@ from ssl_diffusion.diffusion.schedule import make_schedule
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
 from ssl_diffusion.models.autoencoder import Autoencoder
-from ssl_diffusion.models.build import build_network
-from ssl_diffusion.models.conditioner import Conditioner
+from ssl_diffusion.models.build import build_conditioner, build_network
 from ssl_diffusion.train import train
 from ssl_diffusion.training.logs import read_metrics
 from ssl_diffusion.training.state import init_state, make_optimizer, make_train_step
@@ -201,6 +200,19 @@ def _batch(task, count: int) -> dict:
     return {name: jnp.stack([source[i][name] for i in range(count)]) for name in task.fields}
 
 
+def test_a_learned_variance_takes_no_part_in_the_loss(records_dir):
+    config = shrink(load_config("demo", "dit"))
+    config.model.architecture.out_channels = 2 * 6
+    task = DenoiserTask(config, open_records(records_dir))
+    params, batch = task.init(jax.random.key(0)), _batch(task, 2)
+    gradient = jax.grad(lambda p: task.loss(p, batch, jax.random.key(1))[0].mean())(params)
+    bias = gradient["denoiser"]["proj_out"]["bias"].reshape(-1, 2, 6)
+    assert jnp.abs(bias[:, 0]).min() > 0 and not bias[:, 1].any()
+    config.model.architecture.out_channels = 7
+    with pytest.raises(InputError, match="out_channels is 7, the latents .* have 6 channels"):
+        DenoiserTask(config, open_records(records_dir))
+
+
 def test_condition_is_dropped_per_example(denoiser_task):
     """Dropping one changes that one's loss; with all dropped the embedding cannot matter."""
     params = denoiser_task.init(jax.random.key(0))
@@ -317,7 +329,7 @@ def test_every_shipped_denoiser_config_traces(name, arguments, side, channels, d
     """Shapes only, at the config's own size: one token of `dim`, latents of `side`."""
     config = load_config(name, *arguments)
     network = build_network(config.model.architecture.to_dict(), jnp.dtype(config.model.dtype))
-    conditioner = Conditioner(config.model.context_width)
+    conditioner = build_conditioner(config.model.conditioner.to_dict())
     spec = {"patch_px": config.data.patch_px, "embedding": {"tokens": 1, "dim": dim}}
     first_stage = Autoencoder(latent_channels=channels)
     assert spec["patch_px"] // first_stage.factor == side
@@ -333,7 +345,7 @@ def test_every_shipped_denoiser_config_traces(name, arguments, side, channels, d
         params,
         jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32),
         jax.ShapeDtypeStruct((2,), jnp.float32),
-        jax.ShapeDtypeStruct((2, 1, config.model.context_width), jnp.float32),
+        jax.ShapeDtypeStruct((2, 1, conditioner.width), jnp.float32),
     )
     assert output.shape == (2, side, side, channels)
     make_schedule(**config.diffusion.schedule.to_dict())

@@ -8,10 +8,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ssl_diffusion.errors import InputError
+from ssl_diffusion.models.conditioner import Conditioner, TokenProjection
 from ssl_diffusion.models.dit import DiT
 from ssl_diffusion.models.unet import UNet
 
 NETWORKS = {"unet": UNet, "dit": DiT}
+CONDITIONERS = {"linear": Conditioner, "tokens": TokenProjection}
 
 
 def build_network(architecture: dict[str, Any], dtype: Any = jnp.float32) -> nn.Module:
@@ -20,11 +22,24 @@ def build_network(architecture: dict[str, Any], dtype: Any = jnp.float32) -> nn.
     It is called as `apply({"params": p}, latent[b h w c], timestep[b], context[b tokens width]) ->
     prediction[b h w out_channels]`. Raises InputError as `build` does, and for an unknown name.
     """
-    name = architecture.get("name")
-    if name not in NETWORKS:
-        raise InputError(f"network name {name!r}, expected one of {', '.join(NETWORKS)}")
-    fields = {key: value for key, value in architecture.items() if key != "name"}
-    return build(NETWORKS[name], fields, dtype)
+    return _build_named("network", NETWORKS, architecture, dtype)
+
+
+def build_conditioner(fields: dict[str, Any]) -> Conditioner | TokenProjection:
+    """Returns the conditioner `fields["name"]`, "linear" or "tokens"; the rest are its fields.
+
+    Raises InputError as `build` does, and for an unknown name.
+    """
+    return _build_named("conditioner", CONDITIONERS, fields, jnp.float32)
+
+
+def _build_named(
+    what: str, known: Mapping[str, type[nn.Module]], given: Mapping[str, Any], dtype: Any
+) -> Any:
+    name = given.get("name")
+    if name not in known:
+        raise InputError(f"{what} name {name!r}, expected one of {', '.join(known)}")
+    return build(known[name], {key: given[key] for key in given if key != "name"}, dtype)
 
 
 def build(
@@ -52,6 +67,8 @@ def build(
         )
     for key, value in given.items():
         _check_type(f"{name}: {key}", value, fields[key].type)
+        if fields[key].type is float:
+            given[key] = float(value)  # JSON writes 2.0 as 2
     return network(**given, dtype=dtype)
 
 

@@ -23,18 +23,18 @@ TIMESTEP_WIDTH = 256  # of the sinusoidal embedding; fixed in both papers
 
 
 def position_embedding(
-    rows: int, columns: int, width: int, interpolation_scale: float = 1.0
+    rows: int, columns: int, width: int, interpolation_scale: float = 1.0, offset: float = 0.0
 ) -> Float[np.ndarray, "{rows}*{columns} {width}"]:
     """Fixed 2-D sin-cos positions of a row-major grid, float32.
 
     Half the width tells the column, half the row, each [sin | cos] with frequencies
-    10000^(-k / (width / 4)). Positions are index / `interpolation_scale`. `width` is a multiple
-    of 4.
+    10000^(-k / (width / 4)). Positions are index / `interpolation_scale` + `offset`. `width`
+    is a multiple of 4.
     """
     frequencies = 10000.0 ** (-np.arange(width // 4) / (width / 4))
 
     def encode(count: int) -> np.ndarray:
-        angles = np.arange(count)[:, None] / interpolation_scale * frequencies
+        angles = (np.arange(count)[:, None] / interpolation_scale + offset) * frequencies
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
     grid = np.empty((rows, columns, width), np.float32)

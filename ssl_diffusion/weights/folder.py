@@ -23,7 +23,7 @@ from ssl_diffusion.weights.safetensors_file import write_tensors
 
 SPEC, WEIGHTS = "model.json", "weights.safetensors"
 NEEDED = {  # fields of model.json, by kind of model
-    "denoiser": ("architecture", "context_width", "patch_px", "mpp", "embedding", "diffusion")
+    "denoiser": ("architecture", "conditioner", "patch_px", "mpp", "embedding", "diffusion")
     + ("sampling",),
     "autoencoder": ("architecture", "latent"),
     "encoder": ("architecture", "image_size", "mean", "std", "embedding"),

@@ -20,8 +20,8 @@ from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import sha256
 from ssl_diffusion.models.autoencoder import Autoencoder
-from ssl_diffusion.models.build import build, build_network
-from ssl_diffusion.models.conditioner import Conditioner, null_context
+from ssl_diffusion.models.build import build, build_conditioner, build_network
+from ssl_diffusion.models.conditioner import Conditioner, TokenProjection, null_context
 from ssl_diffusion.weights.folder import WEIGHTS, read_params, read_spec
 
 CHUNK = 32  # images per autoencoder call, always padded to this: results do not depend on the batch
@@ -88,12 +88,16 @@ def load_encoder(folder: str | Path) -> SSLEncoder:
 
 @dataclasses.dataclass(frozen=True)
 class Apply:
-    """(params, x, timestep, context) -> output; equal networks share a compilation."""
+    """(params, x, timestep, context) -> output; equal networks share a compilation.
+
+    A network that predicts more channels than `x` has predicts a variance after the mean
+    (Nichol & Dhariwal 2021, arXiv 2102.09672, sec. 3.1), which is left out.
+    """
 
     network: nn.Module
 
     def __call__(self, params: PyTree, x: Array, timestep: Array, context: Array) -> Array:
-        return self.network.apply({"params": params}, x, timestep, context)
+        return self.network.apply({"params": params}, x, timestep, context)[..., : x.shape[-1]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Model:
     """
 
     network: nn.Module
-    conditioner: Conditioner
+    conditioner: Conditioner | TokenProjection
     params: PyTree  # {"denoiser": ..., "conditioner": ...}
     spec: Mapping[str, Any]
     schedule: Schedule
@@ -139,17 +143,22 @@ class Model:
 
     def denoiser(self, guidance: float) -> Denoiser:
         """The denoiser under classifier-free guidance of that scale (1: none)."""
-        tokens = self.spec["embedding"]["tokens"]
+        embedding = self.spec["embedding"]
         return make_denoiser(
             Apply(self.network),
             self.params["denoiser"],
             self.schedule,
             self.spec["diffusion"]["prediction"],
-            null_context(self.params["conditioner"], tokens),
+            null_context(
+                self.conditioner,
+                self.params["conditioner"],
+                embedding["tokens"],
+                embedding["dim"],
+            ),
             guidance,
         )
 
-    def context(self, embedding: Float[Any, "n tokens dim"]) -> Float[Array, "n tokens width"]:
+    def context(self, embedding: Float[Any, "n tokens dim"]) -> Float[Array, "n m width"]:
         """What the denoiser attends to. InputError unless the embedding is of the model's kind."""
         expected = self.spec["embedding"]
         if embedding.ndim != 3 or embedding.shape[1:] != (expected["tokens"], expected["dim"]):
@@ -177,7 +186,8 @@ def load_model(folder: str | Path) -> Model:
     spec = read_spec(folder, "denoiser")
     encoder = load_encoder(demo.resolve(folder) / "encoder")
     first_stage = load_autoencoder(demo.resolve(folder) / "autoencoder")
-    network, conditioner = build_network(spec["architecture"]), Conditioner(spec["context_width"])
+    network = build_network(spec["architecture"])
+    conditioner = build_conditioner(spec["conditioner"])
     shapes = jax.eval_shape(
         partial(init_denoiser, network, conditioner, spec, first_stage.network), jax.random.key(0)
     )
@@ -189,7 +199,7 @@ def load_model(folder: str | Path) -> Model:
 
 def init_denoiser(
     network: nn.Module,
-    conditioner: Conditioner,
+    conditioner: Conditioner | TokenProjection,
     spec: Mapping[str, Any],
     autoencoder: Autoencoder,
     key: Array,

@@ -1,5 +1,6 @@
 """Task: the embedding-conditioned latent denoiser (Graikos et al. 2024, sec. 3.1)."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,12 @@ from ssl_diffusion.diffusion.loss import denoising_loss
 from ssl_diffusion.diffusion.schedule import make_schedule
 from ssl_diffusion.diffusion.solvers import ddim, trailing_timesteps
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.models.build import build_network
-from ssl_diffusion.models.conditioner import Conditioner
+from ssl_diffusion.models.build import build_conditioner, build_network
 from ssl_diffusion.pixels import pair_sheet, to_uint8
 from ssl_diffusion.stitching.windows import window_origins
 from ssl_diffusion.training.tasks import MEASURED, Batch
 from ssl_diffusion.weights.folder import write_model
-from ssl_diffusion.weights.model import Model, init_denoiser, load_autoencoder, load_encoder
+from ssl_diffusion.weights.model import Apply, Model, init_denoiser, load_autoencoder, load_encoder
 
 PICTURED = 16
 MEASURED_CHUNK, MEASURED_DRAWS = 32, 8  # held-out patches at once; noise draws of each
@@ -44,15 +44,16 @@ class DenoiserTask:
         self.network = build_network(
             config.model.architecture.to_dict(), jnp.dtype(config.model.dtype)
         )
-        self.conditioner = Conditioner(config.model.context_width)
+        self.conditioner = build_conditioner(config.model.conditioner.to_dict())
         self.schedule = make_schedule(**config.diffusion.schedule.to_dict())
         self.encoder = load_encoder(records.folder / "encoder")
         self.first_stage = load_autoencoder(records.folder / "autoencoder")
         channels = self.first_stage.network.latent_channels
-        if self.network.out_channels != channels:
+        if self.network.out_channels not in (channels, 2 * channels):
             raise InputError(
                 f"model.architecture.out_channels is {self.network.out_channels}, the latents of "
-                f"the records have {channels} channels; set it to that"
+                f"the records have {channels} channels; set it to that "
+                "(or to twice that: a learned variance, which is carried along untrained)"
             )
         self._check()
 
@@ -84,9 +85,7 @@ class DenoiserTask:
             {"params": params["conditioner"]}, batch["embedding"], drop
         )
 
-        def network(x: Array, timestep: Array, context: Array) -> Array:
-            return self.network.apply({"params": params["denoiser"]}, x, timestep, context)
-
+        network = partial(Apply(self.network), params["denoiser"])
         kind = self.config.diffusion.prediction
         return denoising_loss(network, self.schedule, kind, batch["latent"], context, key)
 
@@ -156,7 +155,7 @@ class DenoiserTask:
         return {
             "kind": "denoiser",
             "architecture": config.model.architecture.to_dict(),
-            "context_width": config.model.context_width,
+            "conditioner": config.model.conditioner.to_dict(),
             "patch_px": metadata["patch_px"],
             "mpp": metadata["mpp"],
             "embedding": metadata["embedding"],
