@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from absl import flags
@@ -11,9 +11,12 @@ from absl import flags
 from ssl_diffusion.errors import InputError, disk_is_full
 
 
-def run(main: Callable[[], None], flag_values: flags.FlagValues) -> None:
+def run(
+    main: Callable[[], None] | Mapping[str, Callable[[], None]], flag_values: flags.FlagValues
+) -> None:
     """Parses a command's own flags, runs `main` and exits: 0 when it worked, 2 on unusable input.
 
+    Of a command that does several things, `main` has them by name: the first argument says which.
     Every command has its own `flag_values`, so that several can be imported side by side. A disk
     that is full is unusable input too: what had been saved before stays as it was.
     """
@@ -24,7 +27,14 @@ def run(main: Callable[[], None], flag_values: flags.FlagValues) -> None:
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        _parse(flag_values)
+        words = _parse(flag_values)
+        if isinstance(main, Mapping):
+            if len(words) != 1 or words[0] not in main:
+                raise InputError(f"found {words or 'nothing'} to do, expected {' or '.join(main)}")
+            main[words[0]]()
+            return
+        if words:
+            raise InputError(f"unexpected argument {words[0]!r}; flags are written --name=value")
         main()
     except InputError as error:
         _fail(str(error))
@@ -39,8 +49,11 @@ def run(main: Callable[[], None], flag_values: flags.FlagValues) -> None:
         )
 
 
-def _parse(flag_values: flags.FlagValues) -> None:
-    """Parses the command line; InputError for whatever is wrong with it or with its config."""
+def _parse(flag_values: flags.FlagValues) -> list[str]:
+    """Parses the command line; returns what is no flag.
+
+    Raises InputError for whatever is wrong with it or with its config.
+    """
     for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
         name, _, value = argument.lstrip("-").partition("=")
         path = (value or following).split(":")[0]
@@ -52,9 +65,8 @@ def _parse(flag_values: flags.FlagValues) -> None:
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise InputError(f"cannot use the command line: {lines[-1].strip()}") from None
-    if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes read its global flags
+    return rest[1:]
 
 
 def _fail(message: str) -> None:

@@ -13,7 +13,15 @@ from ssl_diffusion.diffusion.guidance import guide
 from ssl_diffusion.diffusion.loss import add_noise, denoising_loss
 from ssl_diffusion.diffusion.prediction import KINDS, Prediction, target, to_prediction
 from ssl_diffusion.diffusion.schedule import Schedule, make_schedule
-from ssl_diffusion.diffusion.solvers import ddim, ddim_step, ddim_timesteps
+from ssl_diffusion.diffusion.solvers import (
+    ddim,
+    ddim_step,
+    ddpm,
+    keyed_noise,
+    leading_timesteps,
+    plms,
+    trailing_timesteps,
+)
 from ssl_diffusion.errors import InputError
 
 MEAN, STD = 0.7, 0.4  # of the Gaussian whose optimal denoiser is known
@@ -114,10 +122,10 @@ def test_ends_of_a_schedule_are_finite_with_finite_gradients(kind, alpha):
 
 def test_zero_terminal_schedule_samples_without_nan():
     schedule = levels([0.99, 0.7, 0.0])
-    x = jax.random.normal(jax.random.key(0), (1, 2, 2, 1))
+    x, path = jax.random.normal(jax.random.key(0), (1, 2, 2, 1)), trailing_timesteps(3, 3)
     for kind in KINDS:
         denoise = make_denoiser(lambda p, x, t, c: p * x, 0.3, schedule, kind, CONTEXT[0], 1.0)
-        assert np.isfinite(ddim(denoise, schedule, x, CONTEXT, steps=3)).all(), kind
+        assert np.isfinite(ddim(denoise, schedule, x, CONTEXT, timesteps=path)).all(), kind
 
 
 # Loss
@@ -203,12 +211,20 @@ def test_guidance_extrapolates_in_one_doubled_batch(scale):
 
 
 def test_timesteps_trail():
-    np.testing.assert_array_equal(ddim_timesteps(1000, 4), [999, 749, 499, 249])
-    np.testing.assert_array_equal(ddim_timesteps(1000, 1000), np.arange(1000)[::-1])
+    np.testing.assert_array_equal(trailing_timesteps(1000, 4), [999, 749, 499, 249, -1])
+    np.testing.assert_array_equal(trailing_timesteps(1000, 1000), np.arange(-1, 1000)[::-1])
     for steps in range(1, 998, 7):
-        timesteps = ddim_timesteps(997, steps)
-        assert timesteps[0] == 996 and timesteps[-1] >= 0
-        assert len(timesteps) == steps and (np.diff(timesteps) < 0).all()
+        timesteps = trailing_timesteps(997, steps)
+        assert timesteps[0] == 996 and timesteps[-1] == -1
+        assert len(timesteps) == steps + 1 and (np.diff(timesteps) < 0).all()
+
+
+def test_timesteps_lead():
+    np.testing.assert_array_equal(leading_timesteps(1000, 4), [751, 501, 251, 1, 0])
+    for steps in range(1, 997, 7):
+        timesteps = leading_timesteps(997, steps)
+        assert timesteps[0] <= 996 and timesteps[-2] == 1 and timesteps[-1] == 0
+        assert len(timesteps) == steps + 1 and (np.diff(timesteps) < 0).all()
 
 
 def exact_flow(schedule: Schedule, x: np.ndarray) -> np.ndarray:
@@ -222,18 +238,37 @@ def test_ddim_converges_to_the_exact_flow_with_first_order():
     x = jnp.linspace(-2, 2, 16).reshape(1, 4, 4, 1)
     run = partial(ddim, gaussian_denoiser(schedule), schedule, x, CONTEXT)
     exact = exact_flow(schedule, x)
-    errors = [np.abs(run(steps=steps) - exact).max() for steps in (10, 20, 40, 80, 160)]
+    paths = [trailing_timesteps(1000, steps) for steps in (10, 20, 40, 80, 160)]
+    errors = [np.abs(run(timesteps=path) - exact).max() for path in paths]
     orders = np.log2(np.array(errors[:-1]) / errors[1:])
     assert errors[-1] < 0.01  # of values that span 1.6
     np.testing.assert_allclose(orders, 0.96, atol=0.03)
+
+
+def test_plms_converges_to_the_exact_flow_with_second_order():
+    schedule = levels(np.cos(np.linspace(0.1, 1.3, 1281)))
+    x = jnp.linspace(-2, 2, 16).reshape(1, 4, 4, 1)
+    run = partial(plms, gaussian_denoiser(schedule), schedule, x, CONTEXT)
+    # From the last noise level to the first, which is not clean: the same quantile of either.
+    (end, end_spread), (start, start_spread) = (
+        (alpha * MEAN, np.sqrt(alpha**2 * STD**2 + sigma**2))
+        for alpha, sigma in np.stack([schedule.alpha, schedule.sigma], 1)[[0, -1]].astype(float)
+    )
+    exact = end + end_spread * (x - start) / start_spread
+    paths = [np.linspace(1280, 0, steps + 1).astype(int) for steps in (20, 40, 80, 160)]
+    errors = [np.abs(run(timesteps=path) - exact).max() for path in paths]
+    orders = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert errors[0] < 1e-3  # DDIM: 0.04
+    np.testing.assert_allclose(orders, 2, atol=0.12)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_gives_the_moments_of_the_data(eta):
     schedule = make_schedule("cosine")
     x = jax.random.normal(jax.random.key(1), (4, 64, 64, 1))
-    keys = jax.random.split(jax.random.key(2), 4)
-    out = ddim(gaussian_denoiser(schedule), schedule, x, CONTEXT, steps=500, eta=eta, key=keys)
+    noise, path = keyed_noise(jax.random.split(jax.random.key(2), 4)), trailing_timesteps(1000, 500)
+    denoise = gaussian_denoiser(schedule)
+    out = ddim(denoise, schedule, x, CONTEXT, timesteps=path, eta=eta, noise=noise)
     # Standard errors of 16,384 values: 0.003 of the mean, 0.6 % of the deviation.
     np.testing.assert_allclose(out.mean(), MEAN, atol=0.01)
     np.testing.assert_allclose(out.std(), STD, rtol=0.02)
@@ -251,6 +286,36 @@ def test_eta_one_step_has_the_posterior_variance_of_ddpm():
     np.testing.assert_allclose(moved, expected, rtol=1e-5)
 
 
+def test_ddpm_is_ancestral_sampling():
+    """Against Ho et al. 2020, alg. 2 with eq. 7, in float64, with the very same noise."""
+    schedule = make_schedule("ldm_linear", 50, beta_start=0.01, beta_end=0.3)
+    noise = keyed_noise(jax.random.split(jax.random.key(2), 3))
+    x = jax.random.normal(jax.random.key(1), (3, 4, 4, 1))
+    found = ddpm(gaussian_denoiser(schedule), schedule, x, CONTEXT, noise=noise)
+
+    abar = np.asarray(schedule.alpha, np.float64) ** 2
+    before = np.append(1.0, abar[:-1])
+    expected = np.asarray(x, np.float64)
+    for step, t in enumerate(reversed(range(50))):
+        beta = 1 - abar[t] / before[t]
+        gain = np.sqrt(abar[t]) * STD**2 / (abar[t] * STD**2 + 1 - abar[t])
+        x0 = MEAN + gain * (expected - np.sqrt(abar[t]) * MEAN)
+        mean = np.sqrt(before[t]) * beta / (1 - abar[t]) * x0
+        mean += np.sqrt(1 - beta) * (1 - before[t]) / (1 - abar[t]) * expected
+        variance = (1 - before[t]) / (1 - abar[t]) * beta
+        expected = mean + np.sqrt(variance) * np.asarray(noise(step, x))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_ddpm_gives_the_moments_of_the_data():
+    schedule = make_schedule("cosine", 500)
+    x = jax.random.normal(jax.random.key(1), (4, 64, 64, 1))
+    noise = keyed_noise(jax.random.split(jax.random.key(2), 4))
+    out = ddpm(gaussian_denoiser(schedule), schedule, x, CONTEXT, noise=noise)
+    np.testing.assert_allclose(out.mean(), MEAN, atol=0.01)
+    np.testing.assert_allclose(out.std(), STD, rtol=0.02)
+
+
 def test_all_steps_share_one_compilation_and_the_start_noise_stays_valid():
     schedule, traces = make_schedule("cosine"), []
 
@@ -265,7 +330,7 @@ def test_all_steps_share_one_compilation_and_the_start_noise_stays_valid():
             schedule,
             x,
             jnp.zeros((2, 1, 2)),
-            steps=steps,
+            timesteps=trailing_timesteps(1000, steps),
         )
         for p, w, steps in [(0.1, 2.0, 9), (0.2, 3.0, 5)]
     ]
@@ -273,17 +338,51 @@ def test_all_steps_share_one_compilation_and_the_start_noise_stays_valid():
     assert np.isfinite(x).all() and np.abs(runs[0] - runs[1]).max() > 1e-3
 
 
+def test_plms_compiles_the_network_once_and_calls_it_once_more_than_it_steps():
+    schedule, traces, calls = make_schedule("cosine"), [], []
+
+    def apply(params, x, timestep, context):
+        traces.append(1)
+        jax.debug.callback(lambda t: calls.append(int(t)), timestep[0])
+        return params * x
+
+    denoise = make_denoiser(apply, jnp.float32(0.1), schedule, "v", CONTEXT[0], 1.0)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 1))
+    context, path = jnp.zeros((2, 1, 2)), leading_timesteps(1000, 5)
+    assert np.isfinite(plms(denoise, schedule, x, context, timesteps=path)).all()
+    jax.effects_barrier()
+    assert len(traces) == 1 and calls == [801, 601, 601, 401, 201, 1]
+
+
 def test_noise_of_an_example_does_not_depend_on_its_batch():
     schedule = make_schedule("cosine")
     denoise = gaussian_denoiser(schedule)
     x = jax.random.normal(jax.random.key(1), (3, 4, 4, 1))
     keys = jax.random.split(jax.random.key(2), 3)
-    run = partial(ddim, denoise, schedule, context=CONTEXT, steps=6, eta=1.0)
-    together, alone = run(x, key=keys), run(x[1:2], key=keys[1:2])
+    path = trailing_timesteps(1000, 6)
+    run = partial(ddim, denoise, schedule, context=CONTEXT, timesteps=path, eta=1.0)
+    together, alone = run(x, noise=keyed_noise(keys)), run(x[1:2], noise=keyed_noise(keys[1:2]))
     np.testing.assert_allclose(together[1:2], alone, atol=1e-6)
 
 
-def test_progress_sees_every_step():
+def test_noise_is_drawn_for_every_step_but_one_to_the_clean_end():
+    schedule, drawn = make_schedule("cosine"), []
+
+    def noise(step, like):
+        drawn.append(step)
+        return jnp.ones_like(like)
+
+    x = jnp.zeros((1, 2, 2, 1))
+    run = partial(ddim, gaussian_denoiser(schedule), schedule, x, CONTEXT, eta=1.0, noise=noise)
+    run(timesteps=trailing_timesteps(1000, 3))
+    assert drawn == [0, 1]
+    drawn.clear()
+    run(timesteps=leading_timesteps(1000, 3))
+    assert drawn == [0, 1, 2]
+
+
+@pytest.mark.parametrize("solver", [ddim, plms])
+def test_progress_sees_every_step(solver):
     seen, schedule = [], make_schedule("cosine")
 
     def progress(pairs):
@@ -292,7 +391,8 @@ def test_progress_sees_every_step():
             yield pair
 
     x = jnp.zeros((1, 2, 2, 1))
-    ddim(gaussian_denoiser(schedule), schedule, x, CONTEXT, steps=3, progress=progress)
+    path = trailing_timesteps(1000, 3)
+    solver(gaussian_denoiser(schedule), schedule, x, CONTEXT, timesteps=path, progress=progress)
     assert seen == [(999, 666), (666, 332), (332, -1)]
 
 
@@ -302,8 +402,8 @@ def test_progress_sees_every_step():
 def test_bad_input_is_named():
     schedule, x = make_schedule("cosine", 10), jnp.zeros((1, 2, 2, 1))
     denoise = gaussian_denoiser(schedule)
-    with pytest.raises(InputError, match="unknown schedule 'linear'.*ldm_linear"):
-        make_schedule("linear")
+    with pytest.raises(InputError, match="unknown schedule 'sigmoid'.*ldm_linear"):
+        make_schedule("sigmoid")
     with pytest.raises(InputError, match="0 steps"):
         make_schedule("cosine", 0)
     with pytest.raises(InputError, match="'velocity'.*eps, x0, v"):
@@ -313,8 +413,18 @@ def test_bad_input_is_named():
             make_denoiser(lambda *a: x, {}, schedule, "v", CONTEXT[0], guidance)
     for steps in (0, 11):
         with pytest.raises(InputError, match="expected 1 to 10"):
-            ddim(denoise, schedule, x, CONTEXT, steps=steps)
-    with pytest.raises(InputError, match="without keys"):
-        ddim(denoise, schedule, x, CONTEXT, steps=2, eta=0.5)
-    with pytest.raises(InputError, match="eta 1.5"):
-        ddim(denoise, schedule, x, CONTEXT, steps=2, eta=1.5)
+            trailing_timesteps(10, steps)
+        with pytest.raises(InputError, match="expected 1 to 9"):
+            leading_timesteps(10, max(0, steps - 1))
+    for path in ([9], [], [9, 9], [3, 5], [10, 0], [5, -2]):
+        for solver in (ddim, plms):
+            with pytest.raises(InputError, match=r"timesteps \[.*from at most 9 to at least -1"):
+                solver(denoise, schedule, x, CONTEXT, timesteps=np.array(path, int))
+    run = partial(ddim, denoise, schedule, x, CONTEXT, timesteps=trailing_timesteps(10, 2))
+    with pytest.raises(InputError, match="without noise"):
+        run(eta=0.5)
+    for eta in (1.5, np.array([0.5, -0.1]), np.array([0.5, 0.5, 0.5])):
+        with pytest.raises(InputError, match=r"eta .*for all or each of 2 steps"):
+            run(eta=eta, noise=keyed_noise(jax.random.split(jax.random.key(0), 1)))
+    with pytest.raises(InputError, match="single step"):
+        plms(denoise, schedule, x, CONTEXT, timesteps=trailing_timesteps(10, 1))

@@ -85,6 +85,23 @@ def test_parity_unet_full_of_two_tokens_and_of_one():
     close(one, oracle.nhwc(recording["eps_one_token"]))
 
 
+@SLOW
+def test_bfloat16_of_the_full_unet_stays_near_float32(capsys):
+    recording = oracle.recorded("unet_full")
+    network, params, (latent, _, context) = latent_network("brca_hipt_20x", recording)
+    low = network.clone(dtype=jnp.bfloat16)
+    errors = {}
+    for timestep in (0, 20, 100, 300, 500, 700, 900, 999):
+        at = jnp.full(len(latent), timestep, jnp.float32)
+        exact = apply(network, params, latent, at, context)
+        error = np.asarray(apply(low, params, latent, at, context)) - exact
+        errors[timestep] = float(np.linalg.norm(error) / np.linalg.norm(exact))
+    with capsys.disabled():
+        print("\nrelative error of bfloat16 by timestep:")
+        print("\n".join(f"{timestep:5d} {error:.4f}" for timestep, error in errors.items()))
+    assert max(errors.values()) < 0.03
+
+
 @pytest.mark.parametrize(
     ("name", "checkpoint", "embeddings"),
     [

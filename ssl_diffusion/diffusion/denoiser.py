@@ -7,15 +7,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, PyTree
 
 from ssl_diffusion.diffusion.guidance import guide
 from ssl_diffusion.diffusion.prediction import KINDS, Prediction, to_prediction, unknown_kind
 from ssl_diffusion.diffusion.schedule import Schedule
 from ssl_diffusion.errors import InputError
 
-Denoiser = Callable[[Array, Array, Array], Prediction]
-"""denoise(x[b h w c], timestep[b], context[b tokens width]) -> Prediction.
+Denoiser = Callable[[Array, Array, PyTree], Prediction]
+"""denoise(x[b h w c], timestep[b], context) -> Prediction.
+
+The context is [b tokens width], or a tree of arrays [b ...] that the network understands as well.
 
 Always a pytree (`jax.tree_util.Partial`) whose leaves are its parameters: jitted functions take it
 as an argument, so parameters are never baked into a program as constants.
@@ -26,7 +28,7 @@ as an argument, so parameters are never baked into a program as constants.
 class _Denoise:
     """The static part of a denoiser; equal ones compare equal and so share one compilation."""
 
-    apply: Callable[[Any, Array, Array, Array], Array]
+    apply: Callable[[Any, Array, Array, PyTree], Array]
     kind: str
     guided: bool
 
@@ -34,13 +36,13 @@ class _Denoise:
         self,
         params: Any,
         schedule: Schedule,
-        null_context: Array,
+        null_context: PyTree,
         scale: Array,
         x: Array,
         timestep: Array,
-        context: Array,
+        context: PyTree,
     ) -> Prediction:
-        def network(x: Array, timestep: Array, context: Array) -> Array:
+        def network(x: Array, timestep: Array, context: PyTree) -> Array:
             return self.apply(params, x, timestep, context)
 
         output = guide(network, null_context, scale if self.guided else 1.0)(x, timestep, context)
@@ -48,11 +50,11 @@ class _Denoise:
 
 
 def make_denoiser(
-    apply: Callable[[Any, Array, Array, Array], Array],
+    apply: Callable[[Any, Array, Array, PyTree], Array],
     params: Any,
     schedule: Schedule,
     kind: str,
-    null_context: Float[Array, "tokens width"],
+    null_context: PyTree,
     guidance: float,
 ) -> jax.tree_util.Partial:
     """Makes a Denoiser from a network, its parameters and a guidance scale.
@@ -63,7 +65,7 @@ def make_denoiser(
       params: the network's parameters, any pytree.
       schedule: the noise table the network was trained on.
       kind: what its output means, one of prediction.KINDS.
-      null_context: the context of a dropped condition.
+      null_context: the context of a dropped condition, without the batch.
       guidance: scale w; 1 is none and calls the network once. It is a leaf: changing it from one
         scale to another does not recompile.
 

@@ -2,34 +2,36 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-Network = Callable[[Array, Array, Array], Array]
+Network = Callable[[Array, Array, PyTree], Array]
 
 
-def guide(
-    network: Network, null_context: Float[Array, "tokens width"], scale: float | Float[Array, ""]
-) -> Network:
+def guide(network: Network, null_context: PyTree, scale: float | Float[Array, ""]) -> Network:
     """Wraps a network so that its output is uncond + scale (cond - uncond).
 
     Both halves go through the network as one doubled batch. A Python scale of 1 is no guidance: the
     network itself comes back and is called once. A traced scale cannot be looked at and doubles.
 
     Args:
-      network: (x[b h w c], timestep[b], context[b tokens width]) -> output.
-      null_context: the context of a dropped condition.
+      network: (x[b h w c], timestep[b], context) -> output; the context is an array or a tree of
+        arrays, whose first axis is the batch.
+      null_context: the context of a dropped condition, without that axis.
       scale: guidance scale w; 0 is unconditional, 1 conditional.
     """
     if isinstance(scale, int | float) and scale == 1:
         return network
 
-    def guided(x: Array, timestep: Array, context: Array) -> Array:
-        null = jnp.broadcast_to(null_context, context.shape)
+    def with_null(context: Array, null: Array) -> Array:
+        return jnp.concatenate([context, jnp.broadcast_to(null, context.shape)])
+
+    def guided(x: Array, timestep: Array, context: PyTree) -> Array:
         both = network(
             jnp.concatenate([x, x]),
             jnp.concatenate([timestep, timestep]),
-            jnp.concatenate([context, null]),
+            jax.tree.map(with_null, context, null_context),
         )
         conditional, unconditional = jnp.split(both, 2)
         return unconditional + scale * (conditional - unconditional)

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ssl_diffusion.diffusion.denoiser import Denoiser
 from ssl_diffusion.diffusion.prediction import over_pixels, to_prediction
@@ -84,7 +84,7 @@ def ddim_step(
     x: Float[Array, "b h w c"],
     timestep: Float[Array, " b"],
     next_timestep: Float[Array, " b"],
-    context: Float[Array, "n tokens width"],
+    context: PyTree,
     eta: Float[Array, ""],
     noise: Float[Array, "b h w c"] | None,
 ) -> Float[Array, "b h w c"]:
@@ -123,10 +123,10 @@ def ddim(
     denoise: Denoiser,
     schedule: Schedule,
     x: Float[Array, "b h w c"],
-    context: Float[Array, "n tokens width"],
+    context: PyTree,
     *,
     timesteps: Int[np.ndarray, " path"],
-    eta: float = 0.0,
+    eta: float | Float[np.ndarray, " steps"] = 0.0,
     noise: Noise | None = None,
     progress: Callable[[Iterable], Iterable] | None = None,
 ) -> Float[Array, "b h w c"]:
@@ -139,7 +139,7 @@ def ddim(
         once, since the steps donate.
       context: what `denoise` expects.
       timesteps: the path with both its ends, e.g. `trailing_timesteps(schedule.steps, 50)`.
-      eta: 0 (deterministic) to 1 (the noise of DDPM).
+      eta: 0 (deterministic) to 1 (the noise of DDPM), for all steps or one for each.
       noise: where each step's noise comes from, e.g. `keyed_noise(keys)`; needed when eta > 0. A
         step to the clean end takes none.
       progress: wraps the iterable of steps, e.g. `partial(tqdm, desc="sample", unit="step")`.
@@ -149,18 +149,24 @@ def ddim(
         without noise.
     """
     pairs = _pairs(timesteps, schedule)
-    if not 0 <= eta <= 1:
-        raise InputError(f"eta {eta}; expected 0 (deterministic) to 1 (the noise of DDPM)")
-    if eta > 0 and noise is None:
+    etas = np.asarray(eta, np.float32)
+    if etas.shape not in ((), (len(pairs),)) or not ((etas >= 0) & (etas <= 1)).all():
+        raise InputError(
+            f"eta {eta}; expected 0 (deterministic) to 1 (the noise of DDPM), for all or each of "
+            f"{len(pairs)} steps"
+        )
+    noisy = bool(etas.any())
+    if noisy and noise is None:
         raise InputError(f"eta {eta} without noise; pass keyed_noise(keys), one key per example")
 
+    etas = jnp.asarray(np.broadcast_to(etas, len(pairs)))
     x = jnp.array(x, copy=True)
     for step, (timestep, next_timestep) in enumerate(progress(pairs) if progress else pairs):
         fresh = None
-        if eta > 0:  # zeros at the clean end, which has none: leaving it out would compile anew
+        if noisy:  # zeros at the clean end, which has none: leaving it out would compile anew
             fresh = noise(step, x) if next_timestep >= 0 else jnp.zeros_like(x)
         ends = (_each(timestep, x), _each(next_timestep, x))
-        x = ddim_step(denoise, schedule, x, *ends, context, jnp.float32(eta), fresh)
+        x = ddim_step(denoise, schedule, x, *ends, context, etas[step], fresh)
         if progress:
             x.block_until_ready()  # dispatch is asynchronous: without this the bar runs ahead
     return x
@@ -170,7 +176,7 @@ def ddpm(
     denoise: Denoiser,
     schedule: Schedule,
     x: Float[Array, "b h w c"],
-    context: Float[Array, "n tokens width"],
+    context: PyTree,
     *,
     noise: Noise,
     progress: Callable[[Iterable], Iterable] | None = None,
@@ -188,7 +194,7 @@ def plms(
     denoise: Denoiser,
     schedule: Schedule,
     x: Float[Array, "b h w c"],
-    context: Float[Array, "n tokens width"],
+    context: PyTree,
     *,
     timesteps: Int[np.ndarray, " path"],
     progress: Callable[[Iterable], Iterable] | None = None,
@@ -224,7 +230,7 @@ def plms(
 
 
 @jax.jit
-def _eps(denoise: Denoiser, x: Array, timestep: Array, context: Array) -> Array:
+def _eps(denoise: Denoiser, x: Array, timestep: Array, context: PyTree) -> Array:
     return denoise(x, timestep, context).eps
 
 

@@ -175,9 +175,14 @@ class Autoencoder(nn.Module):
         return (self.quant_conv(features) if self.quant_convs else features).astype(jnp.float32)
 
     def nearest_code(self, latent: Float[Array, "b h w c"]) -> Array:
-        """Index of the code nearest (Euclidean) to each latent pixel, int32 [b, h, w]."""
+        """Index of the code nearest (Euclidean) to each latent pixel, int32 [b, h, w].
+
+        |z|^2 does not change which is nearest, but its rounding does for far latents: it is here to
+        choose as the published code does.
+        """
+        squares = jnp.sum(jnp.square(latent), axis=-1, keepdims=True)
         dots = jnp.einsum("bhwc,kc->bhwk", latent, self.codes)
-        return jnp.argmin(jnp.sum(jnp.square(self.codes), axis=-1) - 2 * dots, axis=-1)
+        return jnp.argmin(squares + jnp.sum(jnp.square(self.codes), axis=-1) - 2 * dots, axis=-1)
 
     def __call__(self, image: Float[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
         """Reconstruction, which touches every parameter: what `init` runs."""

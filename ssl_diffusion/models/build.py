@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,17 +12,33 @@ from ssl_diffusion.models.conditioner import Conditioner, TokenProjection
 from ssl_diffusion.models.dit import DiT
 from ssl_diffusion.models.unet import UNet
 
+
+class Policy(NamedTuple):
+    """Number formats, "float32" or "bfloat16": of the parameters kept, the arithmetic, the output.
+
+    Statistics of normalisation, softmax and the timestep's embedding are float32 whatever it says.
+    """
+
+    params: str = "float32"
+    compute: str = "float32"
+    output: str = "float32"
+
+
+FLOAT32 = Policy()
+PRECISIONS = {"float32": FLOAT32, "bfloat16": Policy(params="bfloat16", compute="bfloat16")}
+"""What `sample` and `generate` choose from."""
+
 NETWORKS = {"unet": UNet, "dit": DiT}
 CONDITIONERS = {"linear": Conditioner, "tokens": TokenProjection}
 
 
-def build_network(architecture: dict[str, Any], dtype: Any = jnp.float32) -> nn.Module:
+def build_network(architecture: dict[str, Any], policy: Policy = FLOAT32) -> nn.Module:
     """Returns the denoiser `architecture["name"]`, "unet" or "dit"; the rest are its fields.
 
     It is called as `apply({"params": p}, latent[b h w c], timestep[b], context[b tokens width]) ->
     prediction[b h w out_channels]`. Raises InputError as `build` does, and for an unknown name.
     """
-    return _build_named("network", NETWORKS, architecture, dtype)
+    return _build_named("network", NETWORKS, architecture, jnp.dtype(policy.compute))
 
 
 def build_conditioner(fields: dict[str, Any]) -> Conditioner | TokenProjection:

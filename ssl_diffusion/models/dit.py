@@ -15,7 +15,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.models.layers import MLP, Attention, Dense, timestep_embedding
+from ssl_diffusion.models.layers import (
+    MLP,
+    Attention,
+    Context,
+    Dense,
+    inside,
+    pooled,
+    timestep_embedding,
+)
 
 ZEROS = nn.initializers.zeros
 XAVIER = nn.initializers.xavier_uniform()
@@ -80,7 +88,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b n c"],
-        context: Float[Array, "b m d"],
+        context: Context,
         embedding: Float[Array, "b c"],
         shared: Float[Array, "b 6 c"] | None,
     ) -> Float[Array, "b n c"]:
@@ -98,7 +106,7 @@ class Block(nn.Module):
         y = modulated_norm(x, shift1, scale1, self.dtype)
         x = x + gate1 * attention(out_init=XAVIER, name="attn1")(y)
         # PixArt-alpha: neither normalised nor gated, but zero at the start.
-        x = x + attention(out_init=ZEROS, name="attn2")(x, context)
+        x = x + attention(out_init=ZEROS, name="attn2")(x, inside(context, "attn2"))
         y = modulated_norm(x, shift2, scale2, self.dtype)
         hidden = round(self.mlp_ratio * width)
         return x + gate2 * MLP(hidden, width, nn.gelu, **options, name="ff")(y)
@@ -107,6 +115,7 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """`apply({"params": p}, latent, timestep, context) -> prediction`.
 
+    `context` is tokens [b m width], or what `layers.project_context` made of them.
     Positions are computed for the latent at hand: any height and width that `patch_size` divides
     will do. `pooled_context` adds the projected mean of the context's tokens to the timestep
     embedding, as DiT does with its class embedding. `out_channels` may exceed the latent's (a
@@ -141,7 +150,7 @@ class DiT(nn.Module):
         self,
         latent: Float[Array, "b h w c"],
         timestep: Float[Array, "b"],
-        context: Float[Array, "b tokens d"],
+        context: Context,
     ) -> Float[Array, "b h w {self.out_channels}"]:
         patch, width, dtype = self.patch_size, self.width, self.dtype
         if latent.shape[1] % patch or latent.shape[2] % patch:
@@ -156,9 +165,8 @@ class DiT(nn.Module):
             timestep_embedding(timestep, TIMESTEP_WIDTH)
         )
         if self.pooled_context:
-            embedding = embedding + Dense(
-                width, dtype=dtype, kernel_init=XAVIER, name="context_embed"
-            )(context.mean(1))
+            embed = Dense(width, dtype=dtype, kernel_init=XAVIER, name="context_embed")
+            embedding = embedding + pooled(embed, context)
         shared = None
         if self.adaln == "single":
             shared = Dense(6 * width, dtype=dtype, kernel_init=ZEROS, name="adaln_single")(
@@ -170,9 +178,9 @@ class DiT(nn.Module):
         )
         x = x + position_embedding(rows, columns, width, self.interpolation_scale).astype(dtype)
         for i in range(self.depth):
-            x = Block(self.heads, self.mlp_ratio, dtype, name=f"transformer_blocks_{i}")(
-                x, context, embedding, shared
-            )
+            name = f"transformer_blocks_{i}"
+            block = Block(self.heads, self.mlp_ratio, dtype, name=name)
+            x = block(x, inside(context, name), embedding, shared)
 
         if self.adaln == "single":
             table = self.param("scale_shift_table", ZEROS, (2, width))

@@ -5,9 +5,9 @@ where bfloat16 loses digits, and a small part of the time.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -80,6 +80,63 @@ class Dense(nn.Module):
         return y.reshape(*x.shape[:-1], self.features)
 
 
+class Projected(NamedTuple):
+    """A context as one cross-attention reads it, see `project_context`.
+
+    Keys and values [b m c] before they are split into heads. With one token there are no keys, and
+    the value is the attention's whole output, [b 1 c]: the softmax over one key is 1.
+    """
+
+    key: Array | None
+    value: Array
+
+
+Context = Array | Projected | Mapping[str, Any]
+"""Tokens [b m width], or what `project_context` made of them."""
+
+
+def project_context(
+    params: Mapping[str, Any], context: Float[Array, "b m width"], dtype: Any
+) -> dict[str, Any]:
+    """What a network's layers make of the context alone, by their place in its parameters.
+
+    It changes neither with the latent nor with the timestep: a sampler computes it once per window
+    instead of at every step. Layers called `attn2` attend to the context, `context_embed` reads its
+    mean.
+    """
+
+    def dense(layer: Mapping[str, Array], x: Float[Array, "..."]) -> Float[Array, "..."]:
+        y = x.astype(dtype) @ layer["kernel"].astype(dtype)
+        return y + layer["bias"].astype(dtype) if "bias" in layer else y
+
+    projected: dict[str, Any] = {}
+    for name, child in params.items():
+        if name == "attn2":
+            value = dense(child["to_v"], context)
+            one = context.shape[1] == 1
+            projected[name] = Projected(
+                None if one else dense(child["to_k"], context),
+                dense(child["to_out"], value) if one else value,
+            )
+        elif name == "context_embed":
+            projected[name] = dense(child, context.mean(1))
+        elif isinstance(child, Mapping) and (inside := project_context(child, context, dtype)):
+            projected[name] = inside
+    return projected
+
+
+def inside(context: Context, name: str) -> Context:
+    """The part of a projected context that belongs to the layer `name`; tokens are everyone's."""
+    return context[name] if isinstance(context, Mapping) else context
+
+
+def pooled(embed: "Dense", context: Context) -> Float[Array, "b e"]:
+    """`embed` of the mean of the context's tokens, or what it was projected to."""
+    if isinstance(context, Mapping):
+        return context[embed.name]
+    return embed(context.mean(1))
+
+
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017) of `x` to `context`, or to itself without one.
 
@@ -94,20 +151,26 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n c"], context: Float[Array, "b m d"] | None = None
+        self, x: Float[Array, "b n c"], context: Array | Projected | None = None
     ) -> Float[Array, "b n c"]:
         width = x.shape[-1]
-        context = x if context is None else context
         dense = partial(Dense, width, dtype=self.dtype)
         project = partial(dense, self.qkv_bias, kernel_init=self.kernel_init)
-        q = project(name="to_q")(x)
-        k = project(name="to_k")(context)
-        v = project(name="to_v")(context)
         to_out = dense(kernel_init=self.out_init, name="to_out")
-        if context.shape[1] == 1:
-            # The softmax over one key is 1: the output is the same at every query, and XLA drops
-            # the unused q and k (they are written above so that their parameters exist).
-            return jnp.broadcast_to(to_out(v), x.shape)
+        if isinstance(context, Projected):
+            k, v = context
+            if k is None:
+                return jnp.broadcast_to(v, x.shape)
+            q = project(name="to_q")(x)
+        else:
+            context = x if context is None else context
+            q = project(name="to_q")(x)
+            k = project(name="to_k")(context)
+            v = project(name="to_v")(context)
+            if context.shape[1] == 1:
+                # As in Projected. XLA drops the unused q and k, which are written above so that
+                # their parameters exist.
+                return jnp.broadcast_to(to_out(v), x.shape)
         # Scaling q instead of the logits touches fewer numbers.
         q = self._split(q * (width // self.heads) ** -0.5)
         k, v = self._split(k), self._split(v)

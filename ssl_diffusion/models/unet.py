@@ -16,8 +16,11 @@ from ssl_diffusion.models.layers import (
     GEGLU,
     MLP,
     Attention,
+    Context,
     Dense,
     GroupNorm,
+    inside,
+    pooled,
     timestep_embedding,
 )
 
@@ -68,14 +71,14 @@ class TransformerBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n c"], context: Float[Array, "b m d"]
-    ) -> Float[Array, "b n c"]:
+    def __call__(self, x: Float[Array, "b n c"], context: Context) -> Float[Array, "b n c"]:
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
 
         x = x + Attention(self.heads, dtype=self.dtype, name="attn1")(norm("norm1")(x))
-        x = x + Attention(self.heads, dtype=self.dtype, name="attn2")(norm("norm2")(x), context)
+        x = x + Attention(self.heads, dtype=self.dtype, name="attn2")(
+            norm("norm2")(x), inside(context, "attn2")
+        )
         return x + GEGLU(4 * x.shape[-1], dtype=self.dtype, name="ff")(norm("norm3")(x))
 
 
@@ -87,15 +90,14 @@ class SpatialTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], context: Float[Array, "b m d"]
-    ) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], context: Context) -> Float[Array, "b h w c"]:
         batch, height, width, channels = x.shape
         y = GroupNorm(1e-6, dtype=self.dtype, name="norm")(x)
         y = y.reshape(batch, height * width, channels)
         y = Dense(channels, dtype=self.dtype, name="proj_in")(y)
         for i in range(self.depth):
-            y = TransformerBlock(self.heads, self.dtype, name=f"transformer_blocks_{i}")(y, context)
+            name = f"transformer_blocks_{i}"
+            y = TransformerBlock(self.heads, self.dtype, name=name)(y, inside(context, name))
         y = Dense(channels, dtype=self.dtype, name="proj_out", kernel_init=ZEROS)(y)
         return x + y.reshape(x.shape)
 
@@ -125,6 +127,7 @@ class Upsample(nn.Module):
 class UNet(nn.Module):
     """`apply({"params": p}, latent, timestep, context) -> prediction`.
 
+    `context` is tokens [b m width], or what `layers.project_context` made of them.
     `attention_levels` are the indices into `channel_multipliers` whose residual blocks are each
     followed by a spatial transformer; the middle always has one. Two options are not in the
     published network: `scale_shift` (see `ResidualBlock`) and `pooled_context`, which adds the
@@ -175,7 +178,7 @@ class UNet(nn.Module):
         self,
         latent: Float[Array, "b h w c"],
         timestep: Float[Array, "b"],
-        context: Float[Array, "b tokens width"],
+        context: Context,
     ) -> Float[Array, "b h w {self.out_channels}"]:
         levels = len(self.channel_multipliers)
         multiple = 2 ** (levels - 1)
@@ -192,16 +195,15 @@ class UNet(nn.Module):
             name="time_embed",
         )(timestep_embedding(timestep, self.base_channels))
         if self.pooled_context:
-            embedding = embedding + Dense(
-                embedding.shape[-1], dtype=self.dtype, name="context_embed"
-            )(context.mean(1))
+            embed = Dense(embedding.shape[-1], dtype=self.dtype, name="context_embed")
+            embedding = embedding + pooled(embed, context)
 
         def residual(x: Float[Array, "b h w c"], channels: int, name: str) -> Float[Array, "..."]:
             return ResidualBlock(channels, self.scale_shift, self.dtype, name=name)(x, embedding)
 
         def attend(x: Float[Array, "b h w c"], name: str) -> Float[Array, "b h w c"]:
             return SpatialTransformer(self.heads, self.transformer_depth, self.dtype, name=name)(
-                x, context
+                x, inside(context, name)
             )
 
         # Blocks are numbered through all levels, and their layers within the block.

@@ -1,12 +1,13 @@
 """One denoiser for a whole canvas: windows are denoised apart, their clean predictions averaged."""
 
 import dataclasses
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ssl_diffusion.diffusion.denoiser import Denoiser
 from ssl_diffusion.diffusion.prediction import Prediction, to_prediction
@@ -31,12 +32,13 @@ class _Stitched:
         weights_x: Array,
         canvas: Array,
         timestep: Array,
-        context: Array,
+        context: PyTree,
     ) -> Prediction:
         _, _, _, channels = canvas.shape
         windows = corners.shape[0]
-        if context.shape[0] != windows:  # indexing below would clamp and never tell
-            raise InputError(f"{len(context)} contexts for {windows} windows; expected one each")
+        contexts = {leaf.shape[0] for leaf in jax.tree.leaves(context)}
+        if contexts != {windows}:  # indexing below would clamp and never tell
+            raise InputError(f"{max(contexts)} contexts for {windows} windows; expected one each")
         shape = (self.window, self.window, channels)
 
         def cut(corner: Array) -> Array:
@@ -49,7 +51,7 @@ class _Stitched:
             x0 = denoise(
                 jax.vmap(cut)(corners[index]),
                 jnp.broadcast_to(timestep, index.shape),
-                context[index],
+                jax.tree.map(itemgetter(index), context),
             ).x0
 
             # One window after the other, in window order: the sum does not depend on the chunks,
@@ -81,7 +83,7 @@ def stitched_denoiser(
 ) -> jax.tree_util.Partial:
     """Makes a Denoiser of a canvas from a denoiser of windows (Graikos et al. 2024, section 3.3).
 
-    The result takes (canvas[1 H W c], timestep[1], context[ny * nx tokens width]), windows row by
+    The result takes (canvas[1 H W c], timestep[1], context of ny * nx windows), windows row by
     row, and predicts the average x0 of the windows over each pixel. Solvers run on it unchanged,
     and with a single window it is the denoiser it was made from, up to rounding.
 

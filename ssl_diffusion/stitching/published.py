@@ -1,8 +1,8 @@
 """The large image as Graikos et al. 2024 (section 3.3) and their released sampler make it.
 
-Where it differs from `large_image.stitch`: the windows' x0 are averaged uniformly, DDIM has eta 1,
-and the canvas is decoded window by window. Here, unlike there, the canvas has any size, windows go
-through the network in bounded batches, and it is given the timesteps it was trained on.
+Where it differs from `large_image.stitch`: the windows' x0 are averaged uniformly, DDIM is given
+noise, and the canvas is decoded window by window. Where it differs from their sampler: a canvas of
+any size, windows in bounded batches, and a network that is given the timesteps it was trained on.
 """
 
 import math
@@ -123,10 +123,24 @@ def published_latent(
         start,
         condition(embeddings.reshape(-1, *grid.shape[2:])),
         timesteps=timesteps,
-        eta=1.0,
+        eta=published_eta(schedule, timesteps),
         noise=lambda step, like: draw(step + 2),
         progress=progress,
     )
+
+
+def published_eta(
+    schedule: Schedule, timesteps: Int[np.ndarray, " path"]
+) -> Float[np.ndarray, " steps"]:
+    """The eta of each step of the published sampler, which is far below the 1 that it is given.
+
+    Its variance is beta_t (1 - abar_s) / (1 - abar_t), from t to s: beta~ of Ho et al. 2020, eq. 7,
+    but with the beta of one entry of the table, whatever the stride. Eta 1 would take that of all
+    the entries that the step passes over, 1 - abar_t / abar_s.
+    """
+    abar = np.append(np.asarray(schedule.alpha, np.float64) ** 2, 1.0)  # the clean end is at -1
+    here, there = timesteps[:-1], timesteps[1:]
+    return np.sqrt((1 - abar[here] / abar[here - 1]) / (1 - abar[here] / abar[there]))
 
 
 def decode_windows(
