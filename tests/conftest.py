@@ -1,6 +1,7 @@
 """Built once a session: records of the shipped slide and a model trained for a few steps."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -90,3 +91,63 @@ def run_dir(records_dir, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("run") / "train"
     train(config, workdir)
     return workdir
+
+
+def convert(source: Path, folder: Path, layout="auto", dtype="float32", **settings) -> Path:
+    """The model folder of a published file."""
+    from ssl_diffusion.weights.importing import Settings, import_model, write_imported
+
+    settings = Settings(**settings)
+    write_imported(import_model(source, layout, settings), folder, settings, dtype)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory) -> tuple[Path, Path]:
+    """(checkpoint in the published layout, model folder converted from it) of the small model."""
+    import oracle
+
+    from ssl_diffusion.diffusion.schedule import make_betas
+    from ssl_diffusion.weights.layouts.ldm import schedule_tables
+    from ssl_diffusion.weights.safetensors_file import write_tensors
+
+    folder = tmp_path_factory.mktemp("published")
+    betas = make_betas("ldm_linear", 1000, beta_start=0.0015, beta_end=0.0195)
+    tensors = oracle.tensors("small") | {"betas": schedule_tables(betas)["betas"]}
+    write_tensors(folder / "small.safetensors", tensors)
+    return folder / "small.safetensors", convert(folder / "small.safetensors", folder / "model")
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory) -> Path:
+    """A diffusers folder: the small transformer, the small autoencoder of 16 channels."""
+    from oracle import manifest, tensors
+
+    from ssl_diffusion.weights.safetensors_file import write_tensors
+
+    folder = tmp_path_factory.mktemp("pipeline") / "published"
+    for part, name in {"transformer": "pixart_small", "vae": "kl_f8_small"}.items():
+        (folder / part).mkdir(parents=True)
+        file = folder / part / "diffusion_pytorch_model.safetensors"
+        write_tensors(file, tensors(name))
+        (folder / part / "config.json").write_text(json.dumps(manifest(name)[1]))
+    scheduler = {
+        "beta_schedule": "linear",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.0001,
+        "beta_end": 0.02,
+        "prediction_type": "epsilon",
+    }
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    return folder
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of differences from the recordings, where some were compared."""
+    import oracle
+
+    if oracle.DIFFERENCES:
+        terminalreporter.section("max |difference| / std of the recording")
+        for test, value in oracle.DIFFERENCES:
+            terminalreporter.write_line(f"{value:9.1e}  {test}")

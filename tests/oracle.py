@@ -16,6 +16,7 @@ import numpy as np
 OWN = Path(__file__).parent / "fixtures" / "oracle"
 FOLDER = Path(os.environ.get("PARITY_FIXTURES", OWN))
 TOLERANCE = 2e-3  # of max |difference| over the standard deviation of the recording
+DIFFERENCES: list[tuple[str, float]] = []  # (test, difference) of every comparison
 
 
 def recorded(name: str) -> dict[str, np.ndarray]:
@@ -60,5 +61,8 @@ def nhwc(x: np.ndarray) -> np.ndarray:
 
 
 def difference(found: Any, expected: np.ndarray) -> float:
-    """max |found - expected| over the standard deviation of `expected`."""
-    return float(np.abs(np.asarray(found) - expected).max() / expected.std())
+    """max |found - expected| over the standard deviation of `expected`; told at the tests' end."""
+    value = float(np.abs(np.asarray(found) - expected).max() / expected.std())
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[-1].removesuffix(" (call)")
+    DIFFERENCES.append((test, value))
+    return value

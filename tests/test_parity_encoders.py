@@ -223,7 +223,7 @@ def test_interpolation_keeps_constants_and_antialias_is_what_pillow_does(old, ne
 def test_encoder_runs_at_the_size_that_its_model_json_says(tmp_path):
     params = _random(SMALL)
     spec = {"kind": "encoder", "architecture": SMALL, "image_size": 48, "mean": [0.5] * 3}
-    spec |= {"std": [0.5] * 3, "embedding": {"tokens": 1, "dim": 64}}
+    spec |= {"std": [0.5] * 3, "embedding": {"tokens": 1, "dim": 64}, "augmentation": {}}
     write_model(tmp_path / "model", spec, traverse_util.unflatten_dict(params, sep="/"))
     encoder = load_encoder(tmp_path / "model")
     images = np.random.default_rng(0).integers(0, 255, (2, 48, 48, 3), np.uint8)

@@ -170,6 +170,8 @@ def test_checkpoint_before_the_zip_format_says_how_to_save_it_again():
 
 
 HUGE = 10**30
+DOUBLED = b")" + b"q\0h\0\x86" * 200  # a tuple whose hash and text take 2^200 steps
+ODD_STORAGE = pickled(("storage", DOUBLED, DOUBLED, "cpu", 24)) + b"Q"
 BAD_PICKLES = {  # what the pickle holds -> what the error says
     "small storage": ({"a": tensor((30,), (1,), size=30)}, "30 elements of float32, but only 96"),
     "stride": ({"a": tensor((4, 6), (6, 2))}, "outside its storage of 24"),
@@ -197,9 +199,12 @@ BAD_PICKLES = {  # what the pickle holds -> what the error says
     "two networks": ({"g": {"a": WHOLE}, "d": {"a": WHOLE}}, "holds 2 dictionaries"),
     "nested lists": (b"]" * 10**5 + b"a" * (10**5 - 1), "holds no"),
     "nested keys": (b"})" + b"\x85" * 2 * 10**5 + b"Ns", "holds no"),
-    "doubled keys": (b"})" + b"q\0h\0\x86" * 200 + b"Ns", "holds no"),
+    "doubled keys": (b"}" + DOUBLED + b"Ns", "holds no"),
     "doubled names": (b"X\1\0\0\0a" + b"q\0h\0\x93" * 200, "holds no"),
-    "doubled persistent id": (b")" + b"q\0h\0\x86" * 200 + b"Q", "holds no"),
+    "doubled storage": (
+        {"a": name("torch._utils", "_rebuild_tensor") + pickled((ODD_STORAGE, 0, (), ())) + b"R"},
+        "not read .no storage",
+    ),
     "memo": (b"Nr\xff\xff\xff\x7f", "holds no"),
     "stack": (b"00", "damaged"),
     "buffer": (b"\x97", "damaged"),

@@ -22,6 +22,15 @@ RGB_TO_YIQ = np.array(
     [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
 )
 YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
+# What the report judges an encoder by, however it was trained.
+STRONG = {
+    "crop": 0.5,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.4,
+    "hue": 0.1,
+    "blur_px": 1.0,
+}
 BLUR_REACH = 3  # taps on either side; covers three standard deviations of the largest blur of 1 px
 
 

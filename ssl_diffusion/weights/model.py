@@ -1,8 +1,12 @@
 """Model folders opened as what one can compute with."""
 
 import dataclasses
+import json
+import logging
+import re
 from collections.abc import Mapping
 from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from ssl_diffusion import demo
@@ -20,10 +25,12 @@ from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import sha256
 from ssl_diffusion.models.autoencoder import Autoencoder
-from ssl_diffusion.models.build import build, build_conditioner, build_network
+from ssl_diffusion.models.build import FLOAT32, Policy, build, build_conditioner, build_network
 from ssl_diffusion.models.conditioner import Conditioner, TokenProjection, null_context
-from ssl_diffusion.weights.folder import WEIGHTS, read_params, read_spec
+from ssl_diffusion.models.layers import project_context
+from ssl_diffusion.weights.folder import WEIGHTS, read_arrays, read_params, read_spec
 
+READS_CONTEXT = re.compile(r"^conditioner/|/attn2/to_[kv]/|/context_embed/")
 CHUNK = 32  # images per autoencoder call, always padded to this: results do not depend on the batch
 
 
@@ -46,7 +53,7 @@ class FirstStage:
         return np.concatenate(parts)
 
     def decode(self, latent: Float[Any, "n h w c"]) -> Float[Array, "n H W 3"]:
-        """Images in [-1, 1] of raw latents."""
+        """Images of raw latents, white 1 and black -1; not clipped, for tiles are blended first."""
         return _decode(self.network, self.params, latent)
 
 
@@ -57,7 +64,7 @@ def _encode(network: Autoencoder, params: PyTree, images):
 
 @partial(jax.jit, static_argnums=0)
 def _decode(network: Autoencoder, params: PyTree, latent):
-    return jnp.clip(network.apply({"params": params}, latent, method="decode"), -1.0, 1.0)
+    return network.apply({"params": params}, latent, method="decode")
 
 
 def load_autoencoder(folder: str | Path) -> FirstStage:
@@ -66,7 +73,7 @@ def load_autoencoder(folder: str | Path) -> FirstStage:
     network = build(Autoencoder, spec["architecture"])
     image = jax.ShapeDtypeStruct((1, 8 * network.factor, 8 * network.factor, 3), jnp.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
-    return FirstStage(network, read_params(folder, shapes), spec)
+    return FirstStage(network, _on_device(read_params(folder, shapes)), spec)
 
 
 def load_encoder(folder: str | Path) -> SSLEncoder:
@@ -83,7 +90,14 @@ def load_encoder(folder: str | Path) -> SSLEncoder:
         )
     image = jax.ShapeDtypeStruct((1, network.image_size, network.image_size, 3), jnp.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
-    return SSLEncoder(network, read_params(folder, shapes), spec)
+    return SSLEncoder(network, _on_device(read_params(folder, shapes)), spec)
+
+
+def _on_device(params: PyTree) -> PyTree:
+    return jax.tree.map(jnp.asarray, params)
+
+
+_project = jax.jit(project_context, static_argnums=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +109,11 @@ class Apply:
     """
 
     network: nn.Module
+    output: str = "float32"  # number format
 
-    def __call__(self, params: PyTree, x: Array, timestep: Array, context: Array) -> Array:
-        return self.network.apply({"params": params}, x, timestep, context)[..., : x.shape[-1]]
+    def __call__(self, params: PyTree, x: Array, timestep: Array, context: PyTree) -> Array:
+        y = self.network.apply({"params": params}, x, timestep, context)
+        return y[..., : x.shape[-1]].astype(self.output)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +128,20 @@ class Model:
     params: PyTree  # {"denoiser": ..., "conditioner": ...}
     spec: Mapping[str, Any]
     schedule: Schedule
-    encoder: SSLEncoder
     first_stage: FirstStage
+    own_encoder: SSLEncoder | None  # None where a published model came without
     sha256: str | None  # of the weights' file, for what is made with them; None while they train
+    policy: Policy = FLOAT32
+
+    @property
+    def encoder(self) -> SSLEncoder:
+        """The SSL encoder whose embeddings condition the model; InputError if it came without."""
+        if self.own_encoder is None:
+            raise InputError(
+                "the model came without its SSL encoder: give embeddings (generate --grid), or "
+                "convert the model again with --encoder=DIR"
+            )
+        return self.own_encoder
 
     @property
     def patch_px(self) -> int:
@@ -123,7 +150,12 @@ class Model:
 
     @property
     def mpp(self) -> float:
-        """Resolution the model was trained at, µm per pixel."""
+        """Resolution the model was trained at, µm per pixel; InputError if nothing says it."""
+        if self.spec["mpp"] is None:
+            raise InputError(
+                "nothing says at which resolution the model was trained: convert it again with "
+                "--mpp, or write mpp (µm per pixel) into its model.json"
+            )
         return self.spec["mpp"]
 
     @property
@@ -144,31 +176,34 @@ class Model:
     def denoiser(self, guidance: float) -> Denoiser:
         """The denoiser under classifier-free guidance of that scale (1: none)."""
         embedding = self.spec["embedding"]
+        null = null_context(
+            self.conditioner, self.params["conditioner"], embedding["tokens"], embedding["dim"]
+        )
         return make_denoiser(
-            Apply(self.network),
+            Apply(self.network, self.policy.output),
             self.params["denoiser"],
             self.schedule,
             self.spec["diffusion"]["prediction"],
-            null_context(
-                self.conditioner,
-                self.params["conditioner"],
-                embedding["tokens"],
-                embedding["dim"],
-            ),
+            jax.tree.map(itemgetter(0), self._project(null[None])),
             guidance,
         )
 
-    def context(self, embedding: Float[Any, "n tokens dim"]) -> Float[Array, "n m width"]:
-        """What the denoiser attends to. InputError unless the embedding is of the model's kind."""
+    def context(self, embedding: Float[Any, "n tokens dim"]) -> PyTree:
+        """What the denoiser's layers make of embeddings, once for all steps: a tree of [n ...].
+
+        Raises InputError unless the embedding is of the model's kind.
+        """
         expected = self.spec["embedding"]
         if embedding.ndim != 3 or embedding.shape[1:] != (expected["tokens"], expected["dim"]):
             raise InputError(
                 f"embedding of shape {tuple(embedding.shape)}, expected [n, {expected['tokens']}, "
                 f"{expected['dim']}]; use embeddings of the model's own encoder"
             )
-        return self.conditioner.apply(
-            {"params": self.params["conditioner"]}, jnp.asarray(embedding)
-        )
+        params = {"params": self.params["conditioner"]}
+        return self._project(self.conditioner.apply(params, jnp.asarray(embedding)))
+
+    def _project(self, tokens: Float[Array, "n m width"]) -> PyTree:
+        return _project(self.params["denoiser"], tokens, self.policy.compute)
 
     def encode(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float[np.ndarray, "n h w c"]:
         """Scaled latents of uint8 images."""
@@ -176,25 +211,32 @@ class Model:
         return (self.first_stage.encode(images) - shift) * scale
 
     def decode(self, latent: Float[Any, "n h w c"]) -> Float[Array, "n H W 3"]:
-        """Images in [-1, 1] of scaled latents."""
+        """Images of scaled latents, white 1 and black -1, not clipped."""
         shift, scale = self._latent_scale
         return self.first_stage.decode(latent / scale + shift)
 
 
-def load_model(folder: str | Path) -> Model:
+def load_model(folder: str | Path, policy: Policy = FLOAT32) -> Model:
     """Opens a trained model's folder. InputError, before anything compiles, if it is not whole."""
     spec = read_spec(folder, "denoiser")
-    encoder = load_encoder(demo.resolve(folder) / "encoder")
+    if spec["conditioner"] is None:
+        raise InputError(
+            f"{folder} has no conditioner, it embedded classes: train from it (config.init_from)"
+        )
+    own = demo.resolve(folder) / "encoder"
+    encoder = load_encoder(own) if own.exists() else None
     first_stage = load_autoencoder(demo.resolve(folder) / "autoencoder")
-    network = build_network(spec["architecture"])
+    network = build_network(spec["architecture"], policy)
     conditioner = build_conditioner(spec["conditioner"])
     shapes = jax.eval_shape(
         partial(init_denoiser, network, conditioner, spec, first_stage.network), jax.random.key(0)
     )
-    params = jax.tree.map(jnp.asarray, read_params(folder, shapes))
+    params = read_params(folder, shapes)
+    denoiser = jax.tree.map(partial(jnp.asarray, dtype=policy.params), params["denoiser"])
+    params = {"denoiser": denoiser, "conditioner": _on_device(params["conditioner"])}
     schedule = make_schedule(**spec["diffusion"]["schedule"])
     digest = sha256(demo.resolve(folder) / WEIGHTS)
-    return Model(network, conditioner, params, spec, schedule, encoder, first_stage, digest)
+    return Model(network, conditioner, params, spec, schedule, first_stage, encoder, digest, policy)
 
 
 def init_denoiser(
@@ -213,3 +255,42 @@ def init_denoiser(
     context = conditioner.apply(variables, embedding)
     denoiser = network.init(network_key, latent, jnp.zeros(1), context)
     return {"denoiser": denoiser["params"], "conditioner": variables["params"]}
+
+
+def start_params(
+    folder: str | Path, architecture: Mapping[str, Any], diffusion: Mapping[str, Any], fresh: PyTree
+) -> PyTree:
+    """`fresh` parameters of a denoiser, replaced by those of the model in `folder`.
+
+    What reads the context may be of another width there, and the conditioner missing: these stay
+    fresh, and the log says so, and also where the noise schedule or the prediction is another.
+    Raises InputError for another architecture.
+    """
+    spec = read_spec(folder, "denoiser")
+
+    def alike(architecture: Mapping[str, Any]) -> nn.Module:
+        return build_network(dict(architecture)).clone(pooled_context=False)
+
+    if alike(spec["architecture"]) != alike(architecture):
+        raise InputError(
+            f"{folder} holds a denoiser of another architecture, {spec['architecture']}; set "
+            "model.architecture to it"
+        )
+    if spec["diffusion"] != json.loads(json.dumps(diffusion)):
+        logging.warning("%s was trained with another process: %s", folder, spec["diffusion"])
+    found = read_arrays(folder)
+    params, stays, wrong = {}, [], []
+    for name, leaf in traverse_util.flatten_dict(fresh, sep="/").items():
+        array = found.get(name)
+        if array is not None and array.shape == leaf.shape:
+            params[name] = jnp.asarray(array, leaf.dtype)
+            continue
+        params[name] = leaf
+        there = "nothing" if array is None else list(array.shape)
+        line = f"{name}: found {there}, expected {list(leaf.shape)}"
+        (stays if READS_CONTEXT.search(name) else wrong).append(line)
+    if wrong:
+        raise InputError(f"{folder} is no start for this architecture: {'; '.join(wrong)}")
+    if stays:
+        logging.info("trained from the start, for %s has no such: %s", folder, "; ".join(stays))
+    return traverse_util.unflatten_dict(params, sep="/")

@@ -13,6 +13,7 @@ from ssl_diffusion.errors import InputError
 from ssl_diffusion.weights.checkpoint import read_checkpoint
 from ssl_diffusion.weights.safetensors_file import read_tensors
 
+CHECKPOINTS = (".ckpt", ".pt", ".pth", ".bin")
 INDEX = "*.safetensors.index.json"
 PRE_ZIP = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # pickle of a magic number
 FOREIGN = {  # first bytes, in lower case -> what such a file is
@@ -70,6 +71,8 @@ def _open_folder(folder: Path) -> dict[str, np.ndarray]:
     indices, files = sorted(folder.glob(INDEX)), sorted(folder.glob("*.safetensors"))
     if len(indices) == 1:
         return _open_shards(folder, indices[0].name)
+    if not files:
+        files = sorted(file for kind in CHECKPOINTS for file in folder.glob(f"*{kind}"))
     if indices or len(files) != 1:
         found = ", ".join(file.name for file in indices or files) or "none"
         raise InputError(

@@ -7,6 +7,7 @@ captions; the autoencoder is that of Rombach et al. 2022 under other names.
 from collections.abc import Mapping
 from typing import Any
 
+from ssl_diffusion.diffusion.schedule import with_defaults
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.weights.naming import Naming, patches
 
@@ -57,6 +58,14 @@ def first_stage(levels: int) -> Naming:
             (r"/norm_out/", "/conv_norm_out/"),
         )
     )
+
+
+def newer_name(name: str) -> str:
+    """The name that a vae's tensor has in newer files: attention was spelt otherwise before."""
+    spelt = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    for old, new in spelt.items():
+        name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+    return name
 
 
 def dit_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +135,99 @@ def autoencoder_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
         "latent_channels": _int(config, "latent_channels"),
         "middle_attention": config["mid_block_add_attention"],
         "quant_convs": config["use_quant_conv"],
+    }
+
+
+def diffusion(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """Our `diffusion` section from a scheduler_config.json; InputError for another process."""
+    schedules = {"linear": "linear", "scaled_linear": "ldm_linear"}
+    predictions = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+    _expect(
+        scheduler,
+        "scheduler",
+        {
+            "beta_schedule": (*schedules, None),
+            "prediction_type": (*predictions, None),
+            "trained_betas": (None,),
+            "rescale_betas_zero_snr": (False, None),
+            "use_flow_sigmas": (False, None),
+        },
+    )
+    schedule = {
+        "name": schedules[scheduler.get("beta_schedule") or "linear"],
+        "steps": scheduler.get("num_train_timesteps", 1000),
+        "beta_start": scheduler.get("beta_start", 0.0001),
+        "beta_end": scheduler.get("beta_end", 0.02),
+    }
+    prediction = predictions[scheduler.get("prediction_type") or "epsilon"]
+    return {"schedule": schedule, "prediction": prediction}
+
+
+def scheduler_config(diffusion: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `diffusion`; InputError for a schedule that diffusers has no name for."""
+    schedule = diffusion["schedule"]
+    names = {"linear": "linear", "ldm_linear": "scaled_linear"}
+    if schedule["name"] not in names:
+        raise InputError(
+            f"the diffusers layout cannot hold a {schedule['name']!r} schedule; train with one of "
+            f"{', '.join(names)}"
+        )
+    predictions = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+    schedule = with_defaults(schedule)
+    return {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": schedule["steps"],
+        "beta_schedule": names[schedule["name"]],
+        "prediction_type": predictions[diffusion["prediction"]],
+        "beta_start": schedule["beta_start"],
+        "beta_end": schedule["beta_end"],
+        "clip_sample": False,
+    }
+
+
+def transformer_config(
+    spec: Mapping[str, Any], latent_channels: int, factor: int
+) -> dict[str, Any]:
+    """A transformer's config.json from the model.json of a DiT."""
+    architecture, embedding = spec["architecture"], spec["embedding"]
+    width, heads = architecture["width"], architecture["heads"]
+    return {
+        "_class_name": "PixArtTransformer2DModel",
+        "in_channels": latent_channels,
+        "out_channels": architecture["out_channels"],
+        "patch_size": architecture["patch_size"],
+        "num_layers": architecture["depth"],
+        "num_attention_heads": heads,
+        "attention_head_dim": width // heads,
+        "cross_attention_dim": width,
+        "caption_channels": embedding["dim"],
+        "caption_num_tokens": embedding["tokens"],
+        "sample_size": spec["patch_px"] // factor,
+        "interpolation_scale": architecture.get("interpolation_scale", 1.0),
+        "use_additional_conditions": False,
+    }
+
+
+def autoencoder_config(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A vae's config.json from the model.json of an autoencoder."""
+    architecture, latent = spec["architecture"], spec["latent"]
+    base, multipliers = architecture["base_channels"], architecture["channel_multipliers"]
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * len(multipliers),
+        "up_block_types": ["UpDecoderBlock2D"] * len(multipliers),
+        "block_out_channels": [base * multiplier for multiplier in multipliers],
+        "layers_per_block": architecture["blocks_per_level"],
+        "latent_channels": architecture["latent_channels"],
+        "norm_num_groups": 32,
+        "act_fn": "silu",
+        "mid_block_add_attention": architecture.get("middle_attention", True),
+        "use_quant_conv": architecture.get("quant_convs", True),
+        "use_post_quant_conv": architecture.get("quant_convs", True),
+        "scaling_factor": latent["scale"],
+        "shift_factor": latent["shift"],
     }
 
 

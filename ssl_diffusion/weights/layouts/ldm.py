@@ -10,6 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.weights.naming import POINTWISE, Naming
 
@@ -50,6 +53,10 @@ FIRST_STAGE = Naming(
 CONDITIONER = Naming(
     prefix="cond_stage_model.",
     rules=((r"^projection(_0)?/", "patch_fc/"), (r"^projection_1/", "region_fc/")),
+)
+SCHEDULE_TABLES = (
+    r"(sqrt_(one_minus_|recip_|recipm1_)?)?(alphas_cumprod)|log_one_minus_alphas_cumprod"
+    r"|alphas_cumprod_prev|betas|posterior_(variance|log_variance_clipped|mean_coef[12])"
 )
 Tensors = Mapping[str, Any]  # published name -> array (or anything with a shape)
 
@@ -121,11 +128,43 @@ def conditioner_architecture(tensors: Tensors) -> dict[str, Any]:
     return {"name": "linear", "width": width, "parts": [dim, _shape(tensors, region, 2)[1]]}
 
 
+def context_width(tensors: Tensors) -> int:
+    """Width of the tokens that the U-Net attends to."""
+    name = f"{UNET.prefix}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    return _shape(tensors, name, 2)[1]
+
+
+def schedule_tables(betas: Float[np.ndarray, " T"]) -> dict[str, Float[np.ndarray, " T"]]:
+    """The tables of the noise schedule by their names in a checkpoint, float32.
+
+    Ho et al. 2020, eq. 4 and 7; the posterior's variance at t = 0, which is 0, is clipped before
+    the logarithm.
+    """
+    alpha_bar = np.cumprod(1 - betas)
+    before = np.append(1.0, alpha_bar[:-1])
+    variance = betas * (1 - before) / (1 - alpha_bar)
+    tables = {
+        "betas": betas,
+        "alphas_cumprod": alpha_bar,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": np.sqrt(alpha_bar),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - alpha_bar),
+        "log_one_minus_alphas_cumprod": np.log(1 - alpha_bar),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / alpha_bar),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / alpha_bar - 1),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": betas * np.sqrt(before) / (1 - alpha_bar),
+        "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - alpha_bar),
+    }
+    return {name: table.astype(np.float32) for name, table in tables.items()}
+
+
 def _shape(tensors: Tensors, name: str, axes: int) -> list[int]:
     """The shape of a tensor of so many axes; InputError if it is missing or has others."""
     shape = list(tensors[name].shape) if name in tensors else "nothing"
-    if len(shape) != axes or isinstance(shape, str):
-        raise InputError(f"{name}: found {shape}, expected a tensor of {axes} axes")
+    if len(shape) != axes or isinstance(shape, str) or 0 in shape:
+        raise InputError(f"{name}: found {shape}, expected a tensor of {axes} axes, none empty")
     return shape
 
 

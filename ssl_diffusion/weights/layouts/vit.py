@@ -80,7 +80,6 @@ LAYOUTS = {
     ),
 }
 _GATED = (r"/mlp/linear_1/", "/mlp/weights_in/"), (r"/mlp/linear_2/", "/mlp/weights_out/")
-
 _WRAPPER = r"(?:module|backbone|teacher|student|model|encoder|vit|dinov2|dinov2_with_registers)\."
 _ANCHORS = {  # a tensor of every block
     "timm": r"blocks\.\d+\.attn\.qkv\.weight",
@@ -91,7 +90,7 @@ _ANCHORS = {  # a tensor of every block
 # Tensors beside the encoder that an embedding does not need.
 _COMPANIONS = re.compile(
     r"(head|head_dist|dino_head|ibot_head|mlp_head|classifier|pooler|decoder|fc|projector|predictor"
-    r"|loss|dino_loss|ibot_loss|ibot_patch_loss)\..*|decoder_.*|(embeddings\.)?mask_token"
+    r"|loss|dino_loss|ibot_loss|ibot_patch_loss)\..*|decoder_.*|(embeddings\.)?mask_token|masked_embed"
 )
 # Heads of published widths that are not 64 channels each.
 _HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
@@ -170,6 +169,12 @@ def architecture(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -
             "layer_norm_eps", 1e-12 if layout.startswith("transformers-vit") else 1e-6
         ),
     }
+    said = config.get("hidden_size", config.get("embed_dim", width))
+    if said != width:
+        raise InputError(
+            f"the config.json beside the tensors is of an encoder of width {said!r}, these have "
+            f"{width}; give the one that belongs to them"
+        )
     _check_activation(found["mlp"], config)
     found |= _positions(layout, tensors, positions // width, found)
     found["resize"] = _resize(layout, found["registers"], config)
@@ -197,7 +202,7 @@ def _check_activation(mlp: str, config: Mapping[str, Any]) -> None:
     given, expected = config.get("act_layer"), "silu"
     if mlp == "gelu":
         given, expected = config.get("hidden_act", given), "gelu"
-    if given is not None and str(given).lower() != expected:
+    if given is not None and str(given).lower().rsplit(".")[-1] != expected:
         raise InputError(f"config.json has the activation {given!r}, expected {expected!r}")
 
 
@@ -239,7 +244,7 @@ def read(
     own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     fields = architecture(own, config)
     params, used, problems = to_ours(
-        _naming(layout, fields.get("mlp", "gelu")), _shapes(fields), own
+        _naming(layout, fields.get("mlp", "gelu")), shapes(fields), own
     )
     problems = [prefix + problem for problem in problems]
     dropped = []
@@ -265,7 +270,8 @@ def _is_companion(name: str, prefix: str) -> bool:
     return bool(_COMPANIONS.fullmatch(re.sub(rf"^(?:{_WRAPPER})+", "", bare)))
 
 
-def _shapes(fields: Mapping[str, Any]) -> PyTree:
+def shapes(fields: Mapping[str, Any]) -> PyTree:
+    """Shapes of the parameters of our ViT of these fields."""
     network = build(ViT, fields)
     image = jax.ShapeDtypeStruct((1, network.image_size, network.image_size, 3), jnp.float32)
     return jax.eval_shape(network.init, jax.random.key(0), image)["params"]

@@ -1,0 +1,80 @@
+"""Taking the parameters of several networks out of one set of published tensors."""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import PyTree
+
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.models.autoencoder import Autoencoder
+from ssl_diffusion.models.build import build, build_conditioner, build_network
+from ssl_diffusion.weights.naming import Naming, to_ours
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A model folder to be: content of model.json, parameters (views), models it needs by name."""
+
+    spec: dict[str, Any]
+    params: PyTree
+    parts: dict[str, "Imported"] = dataclasses.field(default_factory=dict)
+
+
+class Reader:
+    """Takes families of parameters out of one set of tensors, and remembers every problem."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, np.ndarray]):
+        self.path, self.tensors = path, tensors
+        self._left, self._problems = set(tensors), []
+
+    def take(self, naming: Naming, shapes: PyTree) -> dict[str, Any]:
+        """The parameters of one network, as a tree of views."""
+        params, used, problems = to_ours(naming, shapes, self.tensors)
+        self._left -= used
+        self._problems += problems
+        return traverse_util.unflatten_dict(params, sep="/")
+
+    def drop(self, pattern: str, why: str) -> list[str]:
+        """Leaves out what is left of the names that match, with a line in the log."""
+        names = sorted(name for name in self._left if re.fullmatch(pattern, name))
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            logging.info("left out %s%s: %s", names[0], more, why)
+        self._left -= set(names)
+        return names
+
+    def finish(self) -> None:
+        """Raises one InputError for every missing, mis-shaped, ill-typed or unexpected tensor."""
+        self._problems += [f"{name}: unexpected" for name in sorted(self._left)]
+        if self._problems:
+            raise InputError(f"{self.path} does not fit: " + "; ".join(self._problems))
+
+
+def network_shapes(architecture: Mapping[str, Any], channels: int, width: int) -> PyTree:
+    """Shapes of a denoiser's parameters."""
+    network = build_network(dict(architecture))
+    latent, context = jnp.zeros((1, 64, 64, channels)), jnp.zeros((1, 1, width))
+    return _shapes(network, latent, jnp.zeros(1), context)
+
+
+def conditioner_shapes(fields: Mapping[str, Any], tokens: int, dim: int) -> PyTree:
+    """Shapes of a conditioner's parameters."""
+    return _shapes(build_conditioner(dict(fields)), jnp.zeros((1, tokens, dim)))
+
+
+def autoencoder_shapes(architecture: Mapping[str, Any]) -> PyTree:
+    """Shapes of an autoencoder's parameters."""
+    return _shapes(build(Autoencoder, architecture), jnp.zeros((1, 64, 64, 3)))
+
+
+def _shapes(network: nn.Module, *inputs: Any) -> PyTree:
+    return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
