@@ -20,10 +20,11 @@ INSTRUCTIONS = (
     "The data set is BRACS (regions of interest, https://www.bracs.icar.cnr.it, registration "
     "needed): download BRACS_RoI and unpack it so that "
     "data/bracs/BRACS_RoI/latest_version/{train,val,test}/ exist; put the model folders of a HIPT "
-    "ViT-S/16 encoder into weights/hipt and of a VQ-f4 autoencoder into weights/vq_f4 (published "
-    "weights cannot be converted yet; folders trained here, as configs/demo_encoder.py does, are "
-    "named by --config.data.encoder=DIR and --config.data.autoencoder=DIR); then run: "
-    "python -m ssl_diffusion.prepare --config=configs/bracs.py"
+    "ViT-S/16 encoder into weights/hipt and of a VQ-f4 autoencoder into weights/vq_f4, converted "
+    "from the published checkpoints (python -m ssl_diffusion.convert --input=vit256_small_dino.pth "
+    "--image_size=256 --mean=0.5,0.5,0.5 --std=0.5,0.5,0.5 --output=weights/hipt; "
+    "python -m ssl_diffusion.convert --input=vq-f4.ckpt --output=weights/vq_f4) or trained here; "
+    "then run: python -m ssl_diffusion.prepare --config=configs/bracs.py"
 )
 
 
@@ -31,6 +32,7 @@ def get_config() -> ConfigDict:
     """The published size; no argument."""
     config = ConfigDict()
     config.task = "denoiser"
+    config.init_from = ""  # a model folder to start from, e.g. a converted one; "" starts fresh
     config.seed = 0
     config.steps = 300_000
     config.batch_size = 256
@@ -69,7 +71,7 @@ def get_config() -> ConfigDict:
             },
             "conditioner": {"name": "linear", "width": 512},
             "condition_dropout": 0.1,
-            "dtype": "bfloat16",
+            "policy": {"params": "float32", "compute": "bfloat16", "output": "float32"},
         }
     )
     config.diffusion = ConfigDict(

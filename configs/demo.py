@@ -45,6 +45,7 @@ def get_config(network: str = "unet") -> ConfigDict:
         raise ValueError(f"configs/demo.py:{network}: expected unet or dit after the colon")
     config = ConfigDict()
     config.task = "denoiser"
+    config.init_from = ""  # a model folder to start from, e.g. a converted one; "" starts fresh
     config.seed = 0
     config.steps = 1700
     config.batch_size = 16
@@ -73,7 +74,7 @@ def get_config(network: str = "unet") -> ConfigDict:
             "architecture": {"unet": UNET, "dit": DIT}[network],
             "conditioner": {"name": "linear", "width": 192},
             "condition_dropout": 0.1,
-            "dtype": "float32",
+            "policy": {"params": "float32", "compute": "float32", "output": "float32"},
         }
     )
     config.diffusion = ConfigDict(

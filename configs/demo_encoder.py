@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from ssl_diffusion import demo
+from ssl_diffusion.encoders.augment import STRONG
 
 
 def get_config() -> ConfigDict:
@@ -38,15 +39,6 @@ def get_config() -> ConfigDict:
             "workers": 0,  # processes that read; 0 reads in the main one
         }
     )
-    # What the report judges an encoder by: fixed, whatever it is trained with.
-    judged_by = {
-        "crop": 0.5,
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "saturation": 0.4,
-        "hue": 0.1,
-        "blur_px": 1.0,
-    }
     config.model = ConfigDict(
         {
             "architecture": {
@@ -62,8 +54,8 @@ def get_config() -> ConfigDict:
             "std": (0.5, 0.5, 0.5),
             "projector": {"hidden": 384, "width": 128},
             "temperature": 0.1,
-            "augmentation": dict(judged_by),
-            "judged_by": judged_by,
+            "augmentation": dict(STRONG),
+            "judged_by": dict(STRONG),
         }
     )
     config.optimizer = ConfigDict(

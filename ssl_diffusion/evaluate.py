@@ -252,8 +252,9 @@ def vectors(records: Records, split: str) -> Iterator[Float[np.ndarray, "c d"]]:
 
 def check_records(model: Model, records: Records, held_out: Source) -> None:
     """Raises InputError unless the records have the split and the encoder of the model."""
+    # A converted model says nothing of splits: it was trained elsewhere.
     split = model.spec.get("trained", {}).get("split_sha256")
-    if split != records.metadata.get("split_sha256"):
+    if "trained" in model.spec and split != records.metadata.get("split_sha256"):
         raise InputError(
             "the model was trained with another split, and may know patches that are held out in "
             "these records; use the records it was trained on"

@@ -24,6 +24,7 @@ from ssl_diffusion import cli
 from ssl_diffusion.data.slides import Picture, open_image
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json, replacing, write_json
+from ssl_diffusion.models.build import PRECISIONS
 from ssl_diffusion.stitching.large_image import check_grid, check_settings, check_size, stitch
 from ssl_diffusion.stitching.reference import embed_region, load_grid, save_grid
 from ssl_diffusion.weights.model import load_model
@@ -75,6 +76,13 @@ WINDOW_BATCH = flags.DEFINE_integer(
     "window_batch", 16, "windows denoised at once", lower_bound=1, flag_values=FLAGS
 )
 SEED = flags.DEFINE_integer("seed", 0, "seed of the start noise", flag_values=FLAGS)
+PRECISION = flags.DEFINE_enum(
+    "precision",
+    "float32",
+    [*PRECISIONS],
+    "of the denoiser's parameters and arithmetic",
+    flag_values=FLAGS,
+)
 OUTPUT = flags.DEFINE_string("output", None, "PNG to write", required=True, flag_values=FLAGS)
 SAVE_GRID = flags.DEFINE_string(
     "save_grid", None, ".npy to write the embeddings to", flag_values=FLAGS
@@ -94,7 +102,7 @@ def main() -> None:
         raise InputError("--region is a region of --reference; without one, leave it out")
     size = parse("size", SIZE.value, "x", 2, "width x height, as 512x384") if SIZE.value else None
 
-    model = load_model(MODEL.value)
+    model = load_model(MODEL.value, PRECISIONS[PRECISION.value])
     if REFERENCE.value:
         picture = open_image(REFERENCE.value).at(model.mpp, REFERENCE_MPP.value)
         region = read_region(picture)
@@ -152,6 +160,7 @@ def main() -> None:
             **settings,
             "window_batch": WINDOW_BATCH.value,
             "seed": SEED.value,
+            "precision": PRECISION.value,
             "seconds": seconds,
         },
     )

@@ -27,6 +27,7 @@ from ssl_diffusion.diffusion.denoiser import Denoiser
 from ssl_diffusion.diffusion.solvers import ddim, trailing_timesteps
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import replacing, write_json
+from ssl_diffusion.models.build import PRECISIONS
 from ssl_diffusion.pixels import pair_sheet, to_uint8
 from ssl_diffusion.weights.model import Model, load_model
 
@@ -36,6 +37,13 @@ MODEL = flags.DEFINE_string(
 )
 RECORDS = flags.DEFINE_string(
     "records", None, "records folder, from prepare", required=True, flag_values=FLAGS
+)
+PRECISION = flags.DEFINE_enum(
+    "precision",
+    "float32",
+    [*PRECISIONS],
+    "of the denoiser's parameters and arithmetic",
+    flag_values=FLAGS,
 )
 OUTPUT = flags.DEFINE_string(
     "output", None, "folder to write into", required=True, flag_values=FLAGS
@@ -76,7 +84,7 @@ def main() -> None:
     if COUNT.value > len(source):
         raise InputError(f"--count={COUNT.value}; split {SPLIT.value!r} has {len(source)} patches")
     count = COUNT.value or len(source)
-    model = load_model(MODEL.value)
+    model = load_model(MODEL.value, PRECISIONS[PRECISION.value])
     check_embedding(source, model)
     sampling = model.spec["sampling"]
     steps = sampling["steps"] if STEPS.value is None else STEPS.value
@@ -123,6 +131,7 @@ def main() -> None:
             "steps": steps,
             "guidance": guidance,
             "seed": SEED.value,
+            "precision": PRECISION.value,
             "batch": BATCH.value,
             "seconds": seconds,
         },

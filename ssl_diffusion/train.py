@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from clu import parameter_overview
@@ -34,6 +35,7 @@ from ssl_diffusion.training.tasks.autoencoder import AutoencoderTask
 from ssl_diffusion.training.tasks.denoiser import DenoiserTask
 from ssl_diffusion.training.tasks.encoder import EncoderTask
 from ssl_diffusion.weights.folder import WEIGHTS
+from ssl_diffusion.weights.model import start_params
 
 TASKS = {"denoiser": DenoiserTask, "autoencoder": AutoencoderTask, "encoder": EncoderTask}
 
@@ -87,6 +89,15 @@ def train(config: ConfigDict, workdir: Path, command: str = "train(config, workd
     if checkpoints.latest() is not None:
         state, place = checkpoints.restore(state)
         batches.set_state(place)
+    elif config.get("init_from"):
+        params = start_params(
+            config.init_from,
+            config.model.architecture.to_dict(),
+            config.diffusion.to_dict(),
+            state.params,
+        )
+        params = jax.device_put(params, replicated)
+        state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
     start = int(state.step)
     done = workdir / "summary.json", workdir / "model" / "model.json"
     if start == config.steps and all(file.exists() for file in done):

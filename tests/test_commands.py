@@ -197,7 +197,7 @@ def test_sample_and_evaluate_make_a_report(run_dir, records_dir, generated, tmp_
                 "--config.sampling.stride=17": "stride 17",
                 "--config.sampling.guidance=-1.0": "guidance -1.0",
                 "--config.diffusion.prediction=epsilon": "unknown prediction kind 'epsilon'",
-                "--config.model.dtype=bf16": "expected float32 or bfloat16",
+                "--config.model.policy.compute=bf16": "expected float32 or bfloat16",
                 "--config.keep_checkpoints=0": "config.keep_checkpoints is 0",
             }.items()
         ),

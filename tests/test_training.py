@@ -21,7 +21,7 @@ from ssl_diffusion.diffusion.schedule import make_schedule
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
 from ssl_diffusion.models.autoencoder import Autoencoder
-from ssl_diffusion.models.build import build_conditioner, build_network
+from ssl_diffusion.models.build import Policy, build_conditioner, build_network
 from ssl_diffusion.train import train
 from ssl_diffusion.training.logs import read_metrics
 from ssl_diffusion.training.state import init_state, make_optimizer, make_train_step
@@ -205,7 +205,8 @@ def test_a_learned_variance_takes_no_part_in_the_loss(records_dir):
     config.model.architecture.out_channels = 2 * 6
     task = DenoiserTask(config, open_records(records_dir))
     params, batch = task.init(jax.random.key(0)), _batch(task, 2)
-    gradient = jax.grad(lambda p: task.loss(p, batch, jax.random.key(1))[0].mean())(params)
+    loss = jax.jit(lambda p: task.loss(p, batch, jax.random.key(1))[0].mean())
+    gradient = jax.grad(loss)(params)
     bias = gradient["denoiser"]["proj_out"]["bias"].reshape(-1, 2, 6)
     assert jnp.abs(bias[:, 0]).min() > 0 and not bias[:, 1].any()
     config.model.architecture.out_channels = 7
@@ -328,7 +329,7 @@ def test_encoder_and_autoencoder_train_by_the_same_loop(records_dir, tmp_path):
 def test_every_shipped_denoiser_config_traces(name, arguments, side, channels, dim, millions):
     """Shapes only, at the config's own size: one token of `dim`, latents of `side`."""
     config = load_config(name, *arguments)
-    network = build_network(config.model.architecture.to_dict(), jnp.dtype(config.model.dtype))
+    network = build_network(config.model.architecture.to_dict(), Policy(**config.model.policy))
     conditioner = build_conditioner(config.model.conditioner.to_dict())
     spec = {"patch_px": config.data.patch_px, "embedding": {"tokens": 1, "dim": dim}}
     first_stage = Autoencoder(latent_channels=channels)

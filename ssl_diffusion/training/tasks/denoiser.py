@@ -16,7 +16,7 @@ from ssl_diffusion.diffusion.loss import denoising_loss
 from ssl_diffusion.diffusion.schedule import make_schedule
 from ssl_diffusion.diffusion.solvers import ddim, trailing_timesteps
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.models.build import build_conditioner, build_network
+from ssl_diffusion.models.build import PRECISIONS, Policy, build_conditioner, build_network
 from ssl_diffusion.pixels import pair_sheet, to_uint8
 from ssl_diffusion.stitching.windows import window_origins
 from ssl_diffusion.training.tasks import MEASURED, Batch
@@ -39,11 +39,14 @@ class DenoiserTask:
                 f"records in {records.folder} have no embeddings or latents; prepare them with "
                 "data.encoder and data.autoencoder set"
             )
-        if config.model.dtype not in ("float32", "bfloat16"):
-            raise InputError(f"model.dtype {config.model.dtype!r}, expected float32 or bfloat16")
-        self.network = build_network(
-            config.model.architecture.to_dict(), jnp.dtype(config.model.dtype)
-        )
+        policy = Policy(**config.model.policy)
+        if policy.params != "float32" or not {*policy} <= PRECISIONS.keys():
+            raise InputError(
+                f"model.policy {policy}; expected float32 or bfloat16, and float32 parameters: "
+                "training adds up steps that bfloat16 would lose"
+            )
+        self.policy = policy
+        self.network = build_network(config.model.architecture.to_dict(), policy)
         self.conditioner = build_conditioner(config.model.conditioner.to_dict())
         self.schedule = make_schedule(**config.diffusion.schedule.to_dict())
         self.encoder = load_encoder(records.folder / "encoder")
@@ -85,7 +88,7 @@ class DenoiserTask:
             {"params": params["conditioner"]}, batch["embedding"], drop
         )
 
-        network = partial(Apply(self.network), params["denoiser"])
+        network = partial(Apply(self.network, self.policy.output), params["denoiser"])
         kind = self.config.diffusion.prediction
         return denoising_loss(network, self.schedule, kind, batch["latent"], context, key)
 
@@ -145,9 +148,10 @@ class DenoiserTask:
             params,
             self._spec({}),
             self.schedule,
-            self.encoder,
             self.first_stage,
+            self.encoder,
             sha256=None,
+            policy=self.policy,
         )
 
     def _spec(self, trained: dict[str, Any]) -> dict[str, Any]:
