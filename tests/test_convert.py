@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, convert
+from flax.traverse_util import flatten_dict, unflatten_dict
 from oracle import TOLERANCE, difference, manifest, nhwc, recorded, stand_in, tensors
 
 from ssl_diffusion.diffusion.schedule import find_schedule, make_betas
@@ -169,11 +170,11 @@ def test_imagenet_ldm_is_a_start_for_training(published, run_dir, tmp_path, capl
     for name in widened:
         fresh[name] = np.full((48, fresh[name].shape[1]), 7.0, np.float32)
     fresh["conditioner/projection/kernel"] = np.full((384, 48), 7.0, np.float32)
-    nested = _nested(fresh)
+    nested = unflatten_dict(fresh, sep="/")
     spec = json.loads((folder / "model.json").read_text())
     architecture, diffusion = spec["architecture"], spec["diffusion"]
     with caplog.at_level("INFO"):
-        started = _flat(start_params(folder, architecture, diffusion, nested))
+        started = flatten_dict(start_params(folder, architecture, diffusion, nested), sep="/")
     for name, array in started.items():
         kept = name in widened or name.startswith("conditioner/")
         np.testing.assert_array_equal(array, fresh[name] if kept else stored[name])
@@ -208,7 +209,7 @@ def test_bfloat16_folder_holds_half_the_bytes_and_nearly_the_same(published, tmp
     sizes = [(path / "weights.safetensors").stat().st_size for path in (folder, published[1])]
     assert sizes[0] < 0.52 * sizes[1]
     stored = read_tensors(published[1] / "weights.safetensors")
-    for name, array in _flat(load_model(folder).params).items():
+    for name, array in flatten_dict(load_model(folder).params, sep="/").items():
         assert array.dtype == np.float32
         np.testing.assert_allclose(array, stored[name], rtol=2**-8, atol=1e-30)
 
@@ -397,24 +398,3 @@ def test_models_of_the_demo_are_exported_or_refused(run_dir, what, tmp_path):
     with pytest.raises(InputError, match="cannot hold"):
         export(run_dir / "model" / what, tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
-
-
-def _flat(tree, prefix: str = "") -> dict[str, np.ndarray]:
-    return {
-        path: leaf
-        for name, value in tree.items()
-        for path, leaf in (
-            _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
-        ).items()
-    }
-
-
-def _nested(flat: dict[str, np.ndarray]) -> dict:
-    tree: dict = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.autoencoder import Autoencoder
@@ -36,18 +37,7 @@ def read(naming, network, tensors, *inputs, computed=()):
     params, used, problems = to_ours(naming, shapes_of(network, *inputs), tensors)
     assert not problems
     assert {name for name in tensors if name.startswith(naming.prefix)} - used == set(computed)
-    return nested(params)
-
-
-def nested(params: dict[str, np.ndarray]) -> dict:
-    tree: dict = {}
-    for path, value in params.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
+    return unflatten_dict(params, sep="/")
 
 
 def apply(network, params, *inputs, **options) -> np.ndarray:

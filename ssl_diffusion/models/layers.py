@@ -120,8 +120,8 @@ def project_context(
             )
         elif name == "context_embed":
             projected[name] = dense(child, context.mean(1))
-        elif isinstance(child, Mapping) and (inside := project_context(child, context, dtype)):
-            projected[name] = inside
+        elif isinstance(child, Mapping) and (part := project_context(child, context, dtype)):
+            projected[name] = part
     return projected
 
 

@@ -63,8 +63,9 @@ def read_spec(folder: str | Path, kind: str) -> dict[str, Any]:
     """The model.json of `folder`; InputError unless it is there, of that kind, and whole."""
     file = demo.resolve(folder) / SPEC
     spec = read_json(file, f"{kind} model")
-    if kind_of(folder) != kind:
-        raise InputError(f"{file} describes a {kind_of(folder)!r} model, expected a {kind!r} model")
+    found = spec.get("kind") if isinstance(spec, dict) else None
+    if found != kind:
+        raise InputError(f"{file} describes a {found!r} model, expected a {kind!r} model")
     if missing := [name for name in NEEDED[kind] if name not in spec]:
         raise InputError(f"{file} lacks {', '.join(missing)}; copy or export the model again")
     return spec

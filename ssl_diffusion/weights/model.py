@@ -29,6 +29,8 @@ from ssl_diffusion.models.build import FLOAT32, Policy, build, build_conditioner
 from ssl_diffusion.models.conditioner import Conditioner, TokenProjection, null_context
 from ssl_diffusion.models.layers import project_context
 from ssl_diffusion.weights.folder import WEIGHTS, read_arrays, read_params, read_spec
+from ssl_diffusion.weights.layouts.vit import shapes as encoder_shapes
+from ssl_diffusion.weights.reader import autoencoder_shapes
 
 READS_CONTEXT = re.compile(r"^conditioner/|/attn2/to_[kv]/|/context_embed/")
 CHUNK = 32  # images per autoencoder call, always padded to this: results do not depend on the batch
@@ -71,9 +73,8 @@ def load_autoencoder(folder: str | Path) -> FirstStage:
     """Opens an autoencoder's folder; InputError if it is not one or is damaged."""
     spec = read_spec(folder, "autoencoder")
     network = build(Autoencoder, spec["architecture"])
-    image = jax.ShapeDtypeStruct((1, 8 * network.factor, 8 * network.factor, 3), jnp.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
-    return FirstStage(network, _on_device(read_params(folder, shapes)), spec)
+    params = read_params(folder, autoencoder_shapes(spec["architecture"]))
+    return FirstStage(network, _on_device(params), spec)
 
 
 def load_encoder(folder: str | Path) -> SSLEncoder:
@@ -88,9 +89,8 @@ def load_encoder(folder: str | Path) -> SSLEncoder:
         raise InputError(
             f"{folder}: image_size is {size!r}, expected a multiple of its patch size, {patch} px"
         )
-    image = jax.ShapeDtypeStruct((1, network.image_size, network.image_size, 3), jnp.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
-    return SSLEncoder(network, _on_device(read_params(folder, shapes)), spec)
+    params = read_params(folder, encoder_shapes(spec["architecture"]))
+    return SSLEncoder(network, _on_device(params), spec)
 
 
 def _on_device(params: PyTree) -> PyTree:
