@@ -19,7 +19,8 @@ from absl import flags
 from ssl_diffusion import cli
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.weights.exporting import export
-from ssl_diffusion.weights.importing import LAYOUTS, Settings, import_model, write_imported
+from ssl_diffusion.weights.importers.settings import Settings
+from ssl_diffusion.weights.importing import IMPORTERS, import_model, write_imported
 
 FLAGS = flags.FlagValues()
 INPUT = flags.DEFINE_string(
@@ -31,7 +32,7 @@ OUTPUT = flags.DEFINE_string(
 LAYOUT = flags.DEFINE_enum(
     "layout",
     "auto",
-    ["auto", *LAYOUTS],
+    ["auto", *IMPORTERS],
     "what --input is; auto: its tensors say",
     flag_values=FLAGS,
 )

@@ -95,7 +95,8 @@ def run_dir(records_dir, tmp_path_factory) -> Path:
 
 def convert(source: Path, folder: Path, layout="auto", dtype="float32", **settings) -> Path:
     """The model folder of a published file."""
-    from ssl_diffusion.weights.importing import Settings, import_model, write_imported
+    from ssl_diffusion.weights.importers.settings import Settings
+    from ssl_diffusion.weights.importing import import_model, write_imported
 
     settings = Settings(**settings)
     write_imported(import_model(source, layout, settings), folder, settings, dtype)

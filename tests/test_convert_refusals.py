@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import convert, run_command
-from oracle import OWN
+from oracle import OWN, tensors
 from test_tensor_files import checkpoint, tensor
 
 from ssl_diffusion import cli
@@ -37,6 +37,76 @@ def test_every_fault_is_named_at_once(published, tmp_path):
     ):
         assert part in line
     assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
+
+
+ANCHORS = {  # what the architecture is read from: with one of them wrong, the others still tell it
+    "ldm": (
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "model.diffusion_model.input_blocks.0.0.bias",
+        "model.diffusion_model.input_blocks.1.0.in_layers.2.weight",
+        "model.diffusion_model.input_blocks.2.0.op.weight",
+        "model.diffusion_model.input_blocks.3.1.norm.weight",
+        "model.diffusion_model.input_blocks.3.1.transformer_blocks.0.attn2.to_k.weight",
+        "model.diffusion_model.middle_block.0.emb_layers.1.weight",
+        "model.diffusion_model.out.2.weight",
+        "first_stage_model.encoder.conv_in.weight",
+        "first_stage_model.encoder.down.1.block.0.conv1.weight",
+        "first_stage_model.encoder.mid.attn_1.q.weight",
+        "first_stage_model.decoder.conv_in.weight",
+        "first_stage_model.post_quant_conv.weight",
+        "first_stage_model.quantize.embedding.weight",
+        "cond_stage_model.patch_fc.weight",
+        "betas",
+    ),
+    "diffusers": ("caption_projection.uncond_embedding", "pos_embed.proj.weight"),
+    "vit": (
+        "patch_embed.proj.weight",
+        "pos_embed",
+        "cls_token",
+        "norm.bias",
+        "blocks.0.mlp.fc1.bias",
+        "blocks.0.mlp.fc2.weight",
+        "blocks.0.attn.qkv.weight",
+    ),
+}
+OTHERS = {
+    "ldm": ("model.diffusion_model.out.0.bias", "first_stage_model.decoder.norm_out.bias"),
+    "diffusers": ("proj_out.bias", "caption_projection.linear_2.weight"),
+    "vit": ("blocks.1.norm2.bias", "blocks.1.mlp.fc2.bias"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "anchor"), [(kind, name) for kind, names in ANCHORS.items() for name in names]
+)
+def test_what_tells_the_architecture_is_one_fault_among_others(
+    kind, anchor, published, pipeline, tmp_path
+):
+    source, file = tmp_path / "in", tmp_path / "in" / "model.safetensors"
+    if kind == "diffusers":
+        shutil.copytree(pipeline, source)
+        file = Path("transformer", "diffusion_pytorch_model.safetensors")
+        file, arrays = source / file, dict(read_tensors(pipeline / file))
+    else:
+        source.mkdir()
+        small = tensors("encoder_timm_vit_small")
+        arrays = dict(read_tensors(published[0])) if kind == "ldm" else small
+    whole = arrays.pop(anchor)
+    damaged = [(arrays, "missing")]
+    if whole.T.shape != whole.shape:
+        damaged.append((arrays | {anchor: whole.T}, f"found {list(whole.T.shape)}"))
+    for arrays, fault in damaged:
+        faults = [f"{other}: missing" for other in OTHERS[kind]]
+        arrays = {name: array for name, array in arrays.items() if name not in OTHERS[kind]}
+        write_tensors(file, arrays | {"surprise": np.zeros(1, np.float32)})
+        with pytest.raises(InputError) as error:
+            convert(source, tmp_path / "out")
+        message = str(error.value)
+        faults += ["surprise: unexpected", anchor]
+        assert all(part in message for part in faults) and "\n" not in message
+        assert message.count(";") == 3
+        if anchor not in ("betas", "cond_stage_model.patch_fc.weight"):  # nothing else tells these
+            assert f"{anchor}: {fault}" in message
 
 
 def _transposed(arrays: dict[str, np.ndarray]) -> None:
@@ -224,7 +294,7 @@ BAD = {
     "a gain of 0": (_changed(scale_factor=np.array(0.0, np.float32)), "expected more than 0"),
     "an empty tensor": (
         _changed(**{"model.diffusion_model.input_blocks.0.0.weight": np.zeros((0, 3, 3, 3))}),
-        "none empty",
+        "input_blocks.0.0.weight: found [0, 3, 3, 3], expected [32, 3, 3, 3]",
     ),
     "no schedule": (_changed(betas=None), "has no betas"),
 }

@@ -16,6 +16,7 @@ from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.build import build
 from ssl_diffusion.weights.folder import write_model
 from ssl_diffusion.weights.layouts import vit
+from ssl_diffusion.weights.layouts.vit_names import recognise
 from ssl_diffusion.weights.model import load_encoder
 
 RECORDED = {
@@ -64,7 +65,7 @@ def test_parity_of_encoder(name):
 @pytest.mark.parametrize("name", RECORDED)
 def test_parity_of_names_shapes_and_values_after_a_round_trip(name):
     tensors = oracle.tensors(name)
-    assert vit.recognise(tensors.keys()) == RECORDED[name]
+    assert recognise(tensors.keys()) == RECORDED[name]
     fields, params, dropped = vit.read(tensors, oracle.manifest(name)[1])
     assert dropped == (["embeddings.mask_token"] if "dinov2" in name else [])
     back = vit.write(RECORDED[name], fields, params)
@@ -101,7 +102,7 @@ def test_spelling_of_transformers_4_is_read_and_written_as_it_is():
         assert shapes.items() >= (names | also).items()
         wrapped = {f"vit.{key}": array for key, array in tensors.items()}
         wrapped["classifier.weight"] = np.zeros((3, 64), np.float32)
-        assert vit.recognise(wrapped) == layout
+        assert recognise(wrapped) == layout
         found, back, dropped = vit.read(wrapped, config)
         assert found == fields and dropped == ["classifier.weight"]
         jax.tree.map(np.testing.assert_array_equal, back, params)
@@ -162,13 +163,14 @@ def test_config_that_the_tensors_contradict_is_an_error(change, message):
 
 def test_what_tells_the_architecture_may_not_be_missing():
     tensors = oracle.tensors("encoder_timm_vit_small")
-    with pytest.raises(InputError, match="patch_embed.proj.weight missing or empty"):
-        vit.read({k: t for k, t in tensors.items() if k != "patch_embed.proj.weight"}, {})
+    norms = {k: t for k, t in tensors.items() if "norm" not in k}
+    with pytest.raises(InputError, match="norms, or the layers of its MLPs, are missing"):
+        vit.read(norms, {})
     with pytest.raises(InputError, match="15 positions are those of no square"):
         vit.read(tensors | {"pos_embed": tensors["pos_embed"][:, :-2]}, {"num_heads": 4})
     with pytest.raises(InputError, match="no block of one was found"):
         vit.architecture({"layers.0.blocks.0.attn.qkv.weight": np.zeros((3, 1))}, {})
-    assert vit.recognise(["model.layers.0.attention.q_proj.weight"]) is None
+    assert recognise(["model.layers.0.attention.q_proj.weight"]) is None
 
 
 @pytest.mark.parametrize(

@@ -10,28 +10,28 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.weights.pickles import UNREAD, Storage, Tensor, interpret
+from ssl_diffusion.weights.safetensors_file import DTYPES
 
 LARGEST_PICKLE = 16 * 2**20  # bytes; 10 000 tensors take one or two MB
 LARGEST_SIZE, MOST_AXES = 2**48, 32
 WRAPPERS = ("state_dict", "model", "teacher", "student")  # the first that holds tensors is meant
-DTYPES = {
-    "torch.DoubleStorage": np.dtype(np.float64),
-    "torch.FloatStorage": np.dtype(np.float32),
-    "torch.HalfStorage": np.dtype(np.float16),
-    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "torch.LongStorage": np.dtype(np.int64),
-    "torch.IntStorage": np.dtype(np.int32),
-    "torch.ShortStorage": np.dtype(np.int16),
-    "torch.CharStorage": np.dtype(np.int8),
-    "torch.ByteStorage": np.dtype(np.uint8),
-    "torch.BoolStorage": np.dtype(np.bool_),
-    "torch.UntypedStorage": np.dtype(np.uint8),
-    "torch.storage.UntypedStorage": np.dtype(np.uint8),
+STORAGES = {  # what torch calls an array of numbers -> what safetensors calls the number
+    "torch.DoubleStorage": "F64",
+    "torch.FloatStorage": "F32",
+    "torch.HalfStorage": "F16",
+    "torch.BFloat16Storage": "BF16",
+    "torch.LongStorage": "I64",
+    "torch.IntStorage": "I32",
+    "torch.ShortStorage": "I16",
+    "torch.CharStorage": "I8",
+    "torch.ByteStorage": "U8",
+    "torch.BoolStorage": "BOOL",
+    "torch.UntypedStorage": "U8",
+    "torch.storage.UntypedStorage": "U8",
 }
 
 
@@ -112,7 +112,7 @@ class _Archive:
         """The tensor as an array, once all that the pickle says of it has been checked."""
         storage, offset, shape, strides = tensor
         subject = f"tensor {name[:80]!r}"
-        if not isinstance(storage, Storage) or storage.dtype not in DTYPES:
+        if not isinstance(storage, Storage) or storage.dtype not in STORAGES:
             kind = repr(storage.dtype[:80]) if isinstance(storage, Storage) else "no storage"
             raise InputError(
                 f"has {subject} of a type that is not read ({kind}); save it as float32"
@@ -126,7 +126,7 @@ class _Archive:
                     f"has {subject} with a size, stride or offset that is no number of elements; "
                     "save it again"
                 )
-        dtype = DTYPES[storage.dtype]
+        dtype = DTYPES[STORAGES[storage.dtype]]
         data = self.member(f"data/{storage.key}")
         if storage.size * dtype.itemsize > data.size:
             raise InputError(

@@ -11,6 +11,8 @@ from jaxtyping import PyTree
 from ssl_diffusion.diffusion.schedule import make_betas
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import replacing
+from ssl_diffusion.models.autoencoder import Autoencoder
+from ssl_diffusion.models.build import build
 from ssl_diffusion.weights.folder import SPEC, kind_of, read_params, read_spec
 from ssl_diffusion.weights.layouts import diffusers, ldm, vit
 from ssl_diffusion.weights.layouts.vit_config import vit_config
@@ -109,15 +111,14 @@ def _diffusers(
             f"conditioner {conditioner['name']!r}": conditioner["name"] != "tokens",
         },
     )
-    source, channels = spec.get("source", {}), first_stage["architecture"]["latent_channels"]
-    factor = 2 ** (len(first_stage["architecture"]["channel_multipliers"]) - 1)
+    source, autoencoder = spec.get("source", {}), build(Autoencoder, first_stage["architecture"])
     naming = diffusers.transformer(architecture["patch_size"])
     tensors = to_published(naming, params["denoiser"])
     tensors |= to_published(diffusers.TOKEN_PROJECTION, params["conditioner"])
     vae = _autoencoder(folder / "autoencoder", first_stage)
     return {
         "transformer/config.json": source.get("config")
-        or diffusers.transformer_config(spec, channels, factor),
+        or diffusers.transformer_config(spec, autoencoder),
         f"transformer/{DIFFUSERS_WEIGHTS}": tensors,
         **{f"vae/{name}": content for name, content in vae.items()},
         "scheduler/scheduler_config.json": source.get("scheduler")

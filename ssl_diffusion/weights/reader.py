@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,27 +34,39 @@ class Reader:
 
     def __init__(self, path: Path, tensors: Mapping[str, np.ndarray]):
         self.path, self.tensors = path, tensors
-        self._left, self._problems = set(tensors), []
+        self.left, self._problems = set(tensors), []
 
     def take(self, naming: Naming, shapes: PyTree) -> dict[str, Any]:
         """The parameters of one network, as a tree of views."""
         params, used, problems = to_ours(naming, shapes, self.tensors)
-        self._left -= used
+        self.left -= used
         self._problems += problems
         return traverse_util.unflatten_dict(params, sep="/")
 
     def drop(self, pattern: str, why: str) -> list[str]:
         """Leaves out what is left of the names that match, with a line in the log."""
-        names = sorted(name for name in self._left if re.fullmatch(pattern, name))
+        names = sorted(name for name in self.left if re.fullmatch(pattern, name))
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             logging.info("left out %s%s: %s", names[0], more, why)
-        self._left -= set(names)
+        self.left -= set(names)
         return names
+
+    def infer(self, read: Callable[[Mapping[str, np.ndarray]], Any], names: str) -> Any:
+        """What `read` makes of the tensors; None, and one more problem, if that is an InputError.
+
+        The tensors whose names match belong to it: without it there is nothing to say of them.
+        """
+        try:
+            return read(self.tensors)
+        except InputError as error:
+            self.left = {name for name in self.left if not re.fullmatch(names, name)}
+            self._problems.append(str(error))
+            return None
 
     def finish(self) -> None:
         """Raises one InputError for every missing, mis-shaped, ill-typed or unexpected tensor."""
-        self._problems += [f"{name}: unexpected" for name in sorted(self._left)]
+        self._problems += [f"{name}: unexpected" for name in sorted(self.left)]
         if self._problems:
             raise InputError(f"{self.path} does not fit: " + "; ".join(self._problems))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ssl_diffusion.diffusion.schedule import with_defaults
 from ssl_diffusion.errors import InputError
+from ssl_diffusion.models.autoencoder import Autoencoder
 from ssl_diffusion.weights.naming import Naming, patches
 
 TOKEN_PROJECTION = Naming(
@@ -103,6 +104,14 @@ def conditioner_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": "tokens", "width": _width(config), "grid": grid}
 
 
+def embedding_shape(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> tuple[int, int]:
+    """(tokens, width) of the embedding: the config's, else the null embedding's."""
+    null = tensors.get(f"{TOKEN_PROJECTION.prefix}uncond_embedding")
+    if "caption_num_tokens" not in config and null is not None and null.ndim == 2:
+        return null.shape
+    return _int(config, "caption_num_tokens"), _int(config, "caption_channels")
+
+
 def autoencoder_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """`Autoencoder`'s fields from a vae's config.json; InputError if ours cannot be that one."""
     true_if_absent = ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention")
@@ -185,15 +194,13 @@ def scheduler_config(diffusion: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def transformer_config(
-    spec: Mapping[str, Any], latent_channels: int, factor: int
-) -> dict[str, Any]:
-    """A transformer's config.json from the model.json of a DiT."""
+def transformer_config(spec: Mapping[str, Any], autoencoder: Autoencoder) -> dict[str, Any]:
+    """A transformer's config.json from the model.json of a DiT and its first stage."""
     architecture, embedding = spec["architecture"], spec["embedding"]
     width, heads = architecture["width"], architecture["heads"]
     return {
         "_class_name": "PixArtTransformer2DModel",
-        "in_channels": latent_channels,
+        "in_channels": autoencoder.latent_channels,
         "out_channels": architecture["out_channels"],
         "patch_size": architecture["patch_size"],
         "num_layers": architecture["depth"],
@@ -202,7 +209,7 @@ def transformer_config(
         "cross_attention_dim": width,
         "caption_channels": embedding["dim"],
         "caption_num_tokens": embedding["tokens"],
-        "sample_size": spec["patch_px"] // factor,
+        "sample_size": spec["patch_px"] // autoencoder.factor,
         "interpolation_scale": architecture.get("interpolation_scale", 1.0),
         "use_additional_conditions": False,
     }

@@ -2,10 +2,11 @@
 
 One Lightning checkpoint holds them all: `model.diffusion_model.*`, `first_stage_model.*`,
 `cond_stage_model.*`, and the tables of the noise schedule. It holds no configuration: what the
-networks are is read off the names and shapes of their tensors. Where these make no sense the
-architecture is one whose parameters do not fit them, which reading them tells in detail.
+networks are is read off the names and shapes of their tensors. One that is missing or has the wrong
+shape does not keep the others from telling it, so that reading them names every fault.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ssl_diffusion.diffusion.schedule import find_schedule, make_betas
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.weights.naming import POINTWISE, Naming
 
@@ -62,76 +64,105 @@ Tensors = Mapping[str, Any]  # published name -> array (or anything with a shape
 
 
 def unet_architecture(tensors: Tensors) -> dict[str, Any]:
-    """The U-Net's fields, `build_network`'s input; InputError if there is none.
+    """The U-Net's fields, `build_network`'s input; InputError if the tensors do not tell them.
 
     The number of heads leaves no trace in the tensors: it is the published models' one.
     """
     prefix = UNET.prefix
-    base = _shape(tensors, f"{prefix}input_blocks.0.0.weight", 4)[0]
-    widths: list[list[int]] = [[]]  # of the residual blocks of each level
+    base = _width(tensors, f"{prefix}input_blocks.0.0", f"{prefix}out.0", multiple=32)
+    levels: list[list[str]] = [[]]  # the convolutions of the residual blocks of each level
     attends = set()
     for i in range(1, _count(tensors, rf"{prefix}input_blocks\.(\d+)\.")):
         block = f"{prefix}input_blocks.{i}"
-        if f"{block}.0.op.weight" in tensors:
-            widths.append([])
+        if _has(tensors, f"{block}.0.op."):
+            levels.append([])
             continue
-        widths[-1].append(_shape(tensors, f"{block}.0.in_layers.2.weight", 4)[0])
-        if f"{block}.1.norm.weight" in tensors:
-            attends.add(len(widths) - 1)
-    if not all(widths):
+        levels[-1] += [f"{block}.0.in_layers.2", f"{block}.0.out_layers.3"]
+        if _has(tensors, f"{block}.1."):
+            attends.add(len(levels) - 1)
+    if not all(levels):
         raise InputError(f"{prefix}input_blocks.*: a level has no residual block, expected some")
-    middle = f"{prefix}middle_block"
-    emb, width = (
-        _shape(tensors, f"{middle}.0.{name}.weight", axes)[0]
-        for name, axes in (("emb_layers.1", 2), ("in_layers.2", 4))
-    )
+    widths = [_width(tensors, *level, multiple=base) for level in levels]
+    middle = f"{prefix}middle_block.0"
+    emb = _width(tensors, f"{middle}.emb_layers.1", multiple=widths[-1])
     return {
         "name": "unet",
         "base_channels": base,
-        "channel_multipliers": [level[-1] // base for level in widths],
-        "blocks_per_level": len(widths[0]),
+        "channel_multipliers": [width // base for width in widths],
+        "blocks_per_level": len(levels[0]) // 2,
         "attention_levels": sorted(attends),
         "heads": 1,
-        "transformer_depth": _count(tensors, rf"{middle}\.1\.transformer_blocks\.(\d+)\."),
-        "out_channels": _shape(tensors, f"{prefix}out.2.weight", 4)[0],
-        "scale_shift": emb == 2 * width,
+        "transformer_depth": _count(tensors, rf"{prefix}.*\.transformer_blocks\.(\d+)\."),
+        "out_channels": _width(tensors, f"{prefix}out.2"),
+        "scale_shift": emb == 2 * widths[-1],
     }
 
 
 def autoencoder_architecture(tensors: Tensors) -> dict[str, Any]:
-    """The fields of the first stage's `Autoencoder`; InputError if there is none."""
+    """The fields of the first stage's `Autoencoder`; InputError if the tensors do not tell them."""
     prefix = FIRST_STAGE.prefix
-    base = _shape(tensors, f"{prefix}encoder.conv_in.weight", 4)[0]
-    levels = _count(tensors, rf"{prefix}encoder\.down\.(\d+)\.")
-    widths = [
-        _shape(tensors, f"{prefix}encoder.down.{level}.block.0.conv1.weight", 4)[0]
-        for level in range(levels)
+    encoder = f"{prefix}encoder"
+    base = _width(tensors, f"{encoder}.conv_in", f"{prefix}decoder.norm_out", multiple=32)
+    blocks = [
+        f"{encoder}.down.{level}.block.0"
+        for level in range(_count(tensors, rf"{encoder}\.down\.(\d+)\."))
     ]
-    codes = f"{prefix}quantize.embedding.weight"
+    widths = [_width(tensors, f"{b}.conv1", f"{b}.conv2", multiple=base) for b in blocks]
+    features, codes = _width(tensors, f"{encoder}.conv_out"), f"{prefix}quantize.embedding.weight"
+    if quant_convs := _has(tensors, f"{prefix}quant_conv.", f"{prefix}post_quant_conv."):
+        latent = _width(tensors, f"{prefix}post_quant_conv")
+    else:  # without a codebook, features are mean and variance
+        latent = features // (1 if codes in tensors else 2)
+    codebook = 0
+    if codes in tensors:
+        codebook = max(math.prod(tensors[codes].shape) // latent, 1)
+    elif features == latent:  # no variance: the codes are missing, 8192 in the published models
+        codebook = 8192
     return {
         "base_channels": base,
         "channel_multipliers": [width // base for width in widths],
-        "blocks_per_level": _count(tensors, rf"{prefix}encoder\.down\.0\.block\.(\d+)\."),
-        "latent_channels": _shape(tensors, f"{prefix}decoder.conv_in.weight", 4)[1],
-        "middle_attention": f"{prefix}encoder.mid.attn_1.q.weight" in tensors,
-        "codebook": _shape(tensors, codes, 2)[0] if codes in tensors else 0,
-        "quant_convs": f"{prefix}quant_conv.weight" in tensors,
+        "blocks_per_level": _count(tensors, rf"{encoder}\.down\.0\.block\.(\d+)\."),
+        "latent_channels": latent,
+        "middle_attention": _has(tensors, f"{encoder}.mid.attn_1."),
+        "codebook": codebook,
+        "quant_convs": quant_convs,
     }
 
 
-def conditioner_architecture(tensors: Tensors) -> dict[str, Any]:
-    """The conditioner's fields, `build_conditioner`'s input; InputError if there is none."""
-    patch, region = (f"{CONDITIONER.prefix}{kind}_fc.weight" for kind in ("patch", "region"))
-    width, dim = _shape(tensors, patch, 2)
-    if region not in tensors:
-        return {"name": "linear", "width": width}
-    return {"name": "linear", "width": width, "parts": [dim, _shape(tensors, region, 2)[1]]}
+def conditioner_architecture(tensors: Tensors) -> tuple[dict[str, Any], int]:
+    """The conditioner's fields, `build_conditioner`'s input, and the width of a patch's embedding.
+
+    InputError if the tensors do not tell them.
+    """
+    width = context_width(tensors)
+    dim = _inputs(tensors, f"{CONDITIONER.prefix}patch_fc.weight", width)
+    fields = {"name": "linear", "width": width}
+    if _has(tensors, f"{CONDITIONER.prefix}region_fc."):
+        fields["parts"] = [dim, _inputs(tensors, f"{CONDITIONER.prefix}region_fc.weight", width)]
+    return fields, dim
 
 
 def context_width(tensors: Tensors) -> int:
-    """Width of the tokens that the U-Net attends to."""
-    name = f"{UNET.prefix}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
-    return _shape(tensors, name, 2)[1]
+    """Width of the tokens that the U-Net attends to; InputError if the tensors do not tell it."""
+    pattern = rf"({re.escape(UNET.prefix)}.*\.attn2)\.to_[kv]\.weight"
+    for name, tensor in tensors.items():
+        if match := re.fullmatch(pattern, name):
+            width = _width(tensors, f"{match[1]}.to_out.0", f"{match[1]}.to_q")
+            if len(tensor.shape) == 2 and tensor.shape[0] == width and tensor.shape[1]:
+                return tensor.shape[1]
+    return _width(tensors, f"{CONDITIONER.prefix}patch_fc")
+
+
+def schedule(tensors: Tensors) -> dict[str, Any]:
+    """The arguments of `make_schedule` that give the tables; InputError if none do, or no betas."""
+    if "betas" not in tensors:
+        raise InputError("it has no betas: its noise schedule is unknown")
+    found = find_schedule(tensors["betas"])
+    for name, computed in schedule_tables(make_betas(**found)).items():
+        table = tensors.get(name, computed)
+        if table.shape != computed.shape or not np.allclose(table, computed, 1e-3, 1e-6):
+            raise InputError(f"{name} is not the table that follows from betas; copy it again")
+    return found
 
 
 def schedule_tables(betas: Float[np.ndarray, " T"]) -> dict[str, Float[np.ndarray, " T"]]:
@@ -160,12 +191,36 @@ def schedule_tables(betas: Float[np.ndarray, " T"]) -> dict[str, Float[np.ndarra
     return {name: table.astype(np.float32) for name, table in tables.items()}
 
 
-def _shape(tensors: Tensors, name: str, axes: int) -> list[int]:
-    """The shape of a tensor of so many axes; InputError if it is missing or has others."""
+def _width(tensors: Tensors, *layers: str, multiple: int = 1) -> int:
+    """How many features these layers, alike in it, give; InputError if none of them tells.
+
+    Each says it twice, so that one faulty tensor does not hide what the architecture is, which
+    would hide the other faults: the bias first, which cannot lie transposed. What is no multiple of
+    `multiple` is faulty.
+    """
+    for name in (f"{layer}.{kind}" for layer in layers for kind in ("bias", "weight")):
+        shape = tensors[name].shape if name in tensors else ()
+        if shape and 0 not in shape and (name.endswith("weight") or len(shape) == 1):
+            if shape[0] % multiple == 0:
+                return shape[0]
+    raise InputError(
+        f"{' and '.join(f'{layer}.weight and .bias' for layer in layers)} are missing or of the "
+        "wrong shape; without any of them the architecture is unknown"
+    )
+
+
+def _inputs(tensors: Tensors, name: str, outputs: int) -> int:
+    """How many features a linear layer takes; InputError if its weight does not tell it."""
     shape = list(tensors[name].shape) if name in tensors else "nothing"
-    if len(shape) != axes or isinstance(shape, str) or 0 in shape:
-        raise InputError(f"{name}: found {shape}, expected a tensor of {axes} axes, none empty")
-    return shape
+    size = math.prod(shape) if name in tensors else 0
+    if len(shape) != 2 or not size or size % outputs:
+        raise InputError(f"{name}: found {shape}, expected [{outputs}, width of the embedding]")
+    return size // outputs
+
+
+def _has(tensors: Tensors, *beginnings: str) -> bool:
+    """Whether there is any tensor whose name has one of these beginnings."""
+    return any(name.startswith(beginnings) for name in tensors)
 
 
 def _count(tensors: Tensors, pattern: str) -> int:

@@ -10,7 +10,7 @@ from ssl_diffusion.models.build import build
 def vit_config(layout: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of timm, or of transformers, for the model.json of an encoder.
 
-    `layout` is a key of `vit.LAYOUTS` that can hold the encoder.
+    `layout` is a key of `vit_names.LAYOUTS` that can hold the encoder.
     """
     network: ViT = build(ViT, spec["architecture"])
     return _timm(network, spec) if layout == "timm" else _transformers(layout, network)

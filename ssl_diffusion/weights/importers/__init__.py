@@ -1,0 +1,1 @@
+"""Published models -> model folders to be, a module per layout."""

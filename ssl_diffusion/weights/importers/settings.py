@@ -1,0 +1,96 @@
+"""What a user says of a model beside its file, and the parts of model.json that follow from it."""
+
+import dataclasses
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.files import read_json
+from ssl_diffusion.weights.folder import read_spec
+
+# Sampling of the published large-image models: latent pixels between windows, guidance of patches.
+SAMPLING = {"steps": 50, "guidance": 2.0, "stride": 16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a user says of a model that its file does not: see the flags of `convert`."""
+
+    encoder: str = ""
+    mpp: float | None = None
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def check_settings(settings: Settings, kind: str) -> None:
+    """Raises InputError for a setting that a model of this kind has no use for."""
+    used = {"denoiser": ("encoder", "mpp", "image_size"), "encoder": ("image_size", "mean", "std")}
+    given = {name for name, value in vars(settings).items() if value not in (None, "")}
+    if idle := sorted(given - set(used.get(kind, ()))):
+        raise InputError(
+            f"--{', --'.join(idle)} given, but the file holds a model of kind {kind!r}, which has "
+            "no use for it; leave it out"
+        )
+
+
+def denoiser_spec(
+    architecture: dict[str, Any], conditioner: dict[str, Any] | None, settings: Settings
+) -> dict[str, Any]:
+    """What every denoiser's model.json begins with."""
+    return {
+        "kind": "denoiser",
+        "architecture": architecture,
+        "conditioner": conditioner,
+        "mpp": settings.mpp,
+        "sampling": SAMPLING,
+    }
+
+
+def embedding_spec(
+    settings: Settings, tokens: int, dim: int | None, patch_px: int
+) -> dict[str, Any]:
+    """The embedding that the denoiser wants; InputError if the encoder given makes another."""
+    wanted = {"tokens": tokens, "dim": dim, "encoder": None}
+    if not settings.encoder:
+        return wanted
+    if dim is None:
+        raise InputError("--encoder given, but this model has no conditioner; leave it out")
+    spec = read_spec(settings.encoder, "encoder")
+    made = {name: spec["embedding"][name] for name in ("tokens", "dim")}
+    if made != {"tokens": tokens, "dim": dim}:
+        raise InputError(
+            f"--encoder={settings.encoder} makes {made['tokens']} tokens of {made['dim']}, the "
+            f"denoiser wants {tokens} of {dim}; give the encoder that it was trained with"
+        )
+    if spec["image_size"] != patch_px:
+        raise InputError(
+            f"--encoder={settings.encoder} is run at {spec['image_size']} px, the denoiser's "
+            f"patches have {patch_px} px; convert the encoder with --image_size={patch_px}"
+        )
+    source = spec.get("source", {})
+    known = {name: source[name] for name in ("file", "sha256") if name in source}
+    return wanted | {"encoder": known or spec.get("trained", {}).get("command")}
+
+
+def latent_spec(shift: Any, scale: Any) -> dict[str, float]:
+    """scaled = (raw - shift) * scale; InputError unless these are numbers and scale is positive."""
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (shift, scale)):
+        raise InputError(f"latents of shift {shift!r} and scale {scale!r}; expected numbers")
+    if scale <= 0:
+        raise InputError(f"latents of scale {scale!r}; expected more than 0")
+    return {"shift": float(shift), "scale": float(scale)}
+
+
+def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
+    """The settings in, or beside, what is read; {} without any. The log says where from."""
+    file = (path if path.is_dir() else path.parent) / name
+    if not file.is_file():
+        return {}
+    config = read_json(file, "settings")
+    if not isinstance(config, dict) or not isinstance(config.get("pretrained_cfg") or {}, dict):
+        raise InputError(f"{file} holds no settings; copy it again")
+    logging.info("settings from %s", file)
+    return config
