@@ -9,6 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +94,23 @@ def run_dir(records_dir, tmp_path_factory) -> Path:
     return workdir
 
 
+def random_params(network, *args):
+    """Parameters without the zeros of an initialisation, which hide what lies behind them."""
+    import jax
+    import jax.numpy as jnp
+
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *args)["params"]
+    rng = np.random.default_rng(1)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        fan_in = np.prod(leaf.shape[:-1])  # 1 for vectors
+        return jnp.asarray(
+            rng.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in), leaf.dtype
+        )
+
+    return jax.tree.map(draw, shapes)
+
+
 def convert(source: Path, folder: Path, layout="auto", dtype="float32", **settings) -> Path:
     """The model folder of a published file."""
     from ssl_diffusion.weights.importers.settings import Settings
@@ -101,6 +119,16 @@ def convert(source: Path, folder: Path, layout="auto", dtype="float32", **settin
     settings = Settings(**settings)
     write_imported(import_model(source, layout, settings), folder, settings, dtype)
     return folder
+
+
+def assert_same_tensors(found: Path, expected: Path) -> None:
+    """Whether two .safetensors hold the same names and, to the bit, the same arrays."""
+    from ssl_diffusion.weights.safetensors_file import read_tensors
+
+    found, expected = read_tensors(found), read_tensors(expected)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import convert, run_command
+from handmade import checkpoint, tensor
 from oracle import OWN, tensors
-from test_tensor_files import checkpoint, tensor
 
 from ssl_diffusion import cli
 from ssl_diffusion import convert as convert_command

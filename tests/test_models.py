@@ -1,24 +1,17 @@
+"""Denoisers as wholes."""
+
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_params
 
 from ssl_diffusion.benchmark import SIZES, matmul_flop
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.models.build import build_conditioner, build_network
-from ssl_diffusion.models.conditioner import null_context
-from ssl_diffusion.models.dit import patchify, position_embedding, unpatchify
-from ssl_diffusion.models.layers import (
-    Attention,
-    Dense,
-    GroupNorm,
-    project_context,
-    timestep_embedding,
-)
-from ssl_diffusion.models.unet import Downsample, ResidualBlock, Upsample
+from ssl_diffusion.models.build import build_network
+from ssl_diffusion.models.layers import project_context
 from ssl_diffusion.weights.model import Apply
 
 UNET = {
@@ -47,20 +40,6 @@ def inputs(tokens: int = 1, height: int = 4, width: int = 8):
     return jnp.asarray(latent), jnp.array([3.0, 700.0]), jnp.asarray(context)
 
 
-def random_params(network: nn.Module, *args):
-    """Parameters without the zeros of an initialisation, which hide what lies behind them."""
-    shapes = jax.eval_shape(network.init, jax.random.key(0), *args)["params"]
-    rng = np.random.default_rng(1)
-
-    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        fan_in = np.prod(leaf.shape[:-1])  # 1 for vectors
-        return jnp.asarray(
-            rng.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in), leaf.dtype
-        )
-
-    return jax.tree.map(draw, shapes)
-
-
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
 def network_and_params(request):
     network = build_network(ARCHITECTURES[request.param])
@@ -71,9 +50,6 @@ def count(architecture: dict, latent: tuple, context_width: int) -> int:
     arguments = jnp.zeros((1, *latent)), jnp.zeros(1), jnp.zeros((1, 1, context_width))
     shapes = jax.eval_shape(build_network(architecture).init, jax.random.key(0), *arguments)
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
-# ---- networks
 
 
 def test_unet_has_the_parameters_of_the_published_checkpoint():
@@ -212,209 +188,6 @@ def test_a_latent_of_the_wrong_size_is_refused(architecture):
 def test_a_wrong_architecture_is_named(architecture, message):
     with pytest.raises(InputError, match=message):
         build_network(architecture)
-
-
-# ---- layers
-
-
-def test_timestep_embedding_is_cos_then_sin_of_falling_frequencies():
-    embedding = timestep_embedding(jnp.array([0.0, 10.0]), 4)
-    expected = [[1, 1, 0, 0], [np.cos(10), np.cos(0.1), np.sin(10), np.sin(0.1)]]
-    np.testing.assert_allclose(embedding, expected, atol=1e-6)
-
-
-def test_group_norm_gives_every_group_zero_mean_and_unit_variance():
-    rng = np.random.default_rng(0)
-    x = 1e-2 * rng.standard_normal((2, 6, 5, 64)) * np.arange(1, 65) + 3.0
-    x = jnp.asarray(x, jnp.float32)
-    layer = GroupNorm(1e-4)
-    variables = {"params": {"scale": jnp.arange(64.0), "bias": jnp.ones(64)}}
-    groups = np.asarray(x, np.float64).reshape(2, 30, 32, 2)
-    deviation = groups - groups.mean((1, 3), keepdims=True)
-    normal = deviation / np.sqrt(np.square(deviation).mean((1, 3), keepdims=True) + 1e-4)
-    expected = normal.reshape(x.shape) * np.arange(64.0) + 1
-    np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-3)
-
-
-def test_group_norm_keeps_float32_statistics_below_a_bfloat16_output():
-    # In bfloat16, 100 + 0.1 is 100: the variance would be lost.
-    x = 100 + 0.1 * jax.random.normal(jax.random.key(0), (1, 256, 32))
-    layer = GroupNorm(1e-6, dtype=jnp.bfloat16)
-    y, _ = layer.init_with_output(jax.random.key(0), x)
-    assert y.dtype == jnp.bfloat16
-    assert float(jnp.std(y.astype(jnp.float32))) == pytest.approx(1, abs=0.01)
-
-
-def test_attention_is_a_softmax_over_scaled_dot_products():
-    rng = np.random.default_rng(0)
-    x, context = rng.standard_normal((1, 5, 8)), rng.standard_normal((1, 3, 6))
-    layer = Attention(heads=2)
-    arguments = jnp.asarray(x, jnp.float32), jnp.asarray(context, jnp.float32)
-    params = random_params(layer, *arguments)
-    output = layer.apply({"params": params}, *arguments)
-    weights = {name: np.asarray(value["kernel"], np.float64) for name, value in params.items()}
-    heads = []
-    for head in (slice(0, 4), slice(4, 8)):
-        q, k = x[0] @ weights["to_q"][:, head], context[0] @ weights["to_k"][:, head]
-        scores = np.exp(q @ k.T / 2)  # 2 = sqrt(4), the width of a head
-        values = context[0] @ weights["to_v"][:, head]
-        heads.append(scores / scores.sum(1, keepdims=True) @ values)
-    expected = np.concatenate(heads, 1) @ weights["to_out"] + np.asarray(params["to_out"]["bias"])
-    np.testing.assert_allclose(output[0], expected, atol=1e-5)
-
-
-def test_dense_is_linen_dense_on_any_number_of_axes():
-    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
-    params = nn.Dense(7).init(jax.random.key(1), x)
-    expected = nn.Dense(7).apply(params, x)
-    np.testing.assert_allclose(Dense(7).apply(params, x), expected, atol=1e-6)
-
-
-def test_scale_and_shift_of_zero_are_those_of_the_plain_block():
-    x, embedding = jax.random.normal(jax.random.key(0), (2, 4, 4, 32)), jnp.ones((2, 6))
-    outputs = []
-    for scale_shift in (False, True):
-        block = ResidualBlock(32, scale_shift)
-        params = random_params(block, x, embedding)
-        # The other weights are equal by hand: the draws differ where shapes do.
-        kernel = jnp.asarray(np.random.default_rng(2).standard_normal((3, 3, 32, 32)) / 17)
-        params["in_conv"]["kernel"] = params["out_conv"]["kernel"] = kernel.astype(jnp.float32)
-        for name in ("in_norm", "out_norm", "in_conv", "out_conv"):
-            params[name]["bias"] = jnp.full(32, 0.1)
-        for name in ("in_norm", "out_norm"):
-            params[name]["scale"] = jnp.linspace(0.5, 1.5, 32)
-        params["emb"] = jax.tree.map(jnp.zeros_like, params["emb"])
-        outputs.append(block.apply({"params": params}, x, embedding))
-    np.testing.assert_array_equal(*outputs)
-    assert jnp.abs(outputs[0] - x).max() > 0.1
-
-
-def test_downsampling_pads_every_side_alike():
-    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
-    first_tap = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1)
-    variables = {"params": {"op": {"kernel": first_tap, "bias": jnp.zeros(1)}}}
-    # Output pixel i reads input pixels 2i - 1, 2i, 2i + 1: here the first of them.
-    np.testing.assert_array_equal(Downsample().apply(variables, x)[0, ..., 0], [[0, 0], [0, 5]])
-
-
-def test_upsampling_repeats_pixels():
-    x = jnp.arange(4.0).reshape(1, 2, 2, 1)
-    centre = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1)
-    variables = {"params": {"conv": {"kernel": centre, "bias": jnp.zeros(1)}}}
-    expected = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
-    np.testing.assert_array_equal(Upsample().apply(variables, x)[0, ..., 0], expected)
-
-
-def test_positions_tell_the_column_first_then_the_row():
-    table = position_embedding(3, 4, 8, interpolation_scale=0.5).reshape(3, 4, 8)
-    assert table.dtype == np.float32
-    column, row = 6, 2  # positions of column 3 and row 1 at a scale of 0.5
-    expected = [f(p * w) for p in (column, row) for f in (np.sin, np.cos) for w in (1, 0.01)]
-    np.testing.assert_allclose(table[1, 3], expected, atol=1e-6)
-
-
-def test_patches_are_row_major_and_put_back():
-    x = jnp.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3).astype(jnp.float32)
-    patches = patchify(x, 2)
-    np.testing.assert_array_equal(patches[1, 4], x[1, 2:4, 2:4].ravel())
-    np.testing.assert_array_equal(unpatchify(patches, 2, 2), x)
-
-
-# ---- conditioner
-
-
-@pytest.fixture(scope="module")
-def conditioner():
-    module = build_conditioner({"name": "linear", "width": 5})
-    return module, random_params(module, jnp.zeros((1, 2, 8)))
-
-
-def test_context_is_a_linear_layer_on_unit_vectors(conditioner):
-    module, params = conditioner
-    embedding = jax.random.normal(jax.random.key(0), (3, 2, 8)) * jnp.array([[[1.0], [50.0]]])
-    unit = embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
-    expected = unit @ params["projection"]["kernel"] + params["projection"]["bias"]
-    np.testing.assert_allclose(module.apply({"params": params}, embedding), expected, atol=1e-6)
-
-
-def test_a_dropped_example_gets_the_null_context_and_the_others_do_not(conditioner):
-    module, params = conditioner
-    embedding = jax.random.normal(jax.random.key(0), (3, 2, 8))
-    kept = module.apply({"params": params}, embedding)
-    context = module.apply({"params": params}, embedding, jnp.array([False, True, False]))
-    null = null_context(module, params, 2, 8)
-    assert null.shape == (2, 5)
-    np.testing.assert_array_equal(context[1], null)
-    np.testing.assert_array_equal(context[::2], kept[::2])
-    assert jnp.abs(kept - null).max(axis=(1, 2)).min() > 0.1
-
-
-def test_a_zero_embedding_is_finite_and_null_and_so_is_its_gradient(conditioner):
-    module, params = conditioner
-    zero = jnp.zeros((1, 2, 8))
-    context = module.apply({"params": params}, zero)
-    np.testing.assert_array_equal(context[0], null_context(module, params, 2, 8))
-    gradient = jax.grad(lambda e: module.apply({"params": params}, e).sum())(zero)
-    assert jnp.isfinite(gradient).all()
-
-
-def test_parts_become_a_token_each_through_a_layer_of_their_own():
-    module = build_conditioner({"name": "linear", "width": 5, "parts": [3, 4]})
-    embedding = jax.random.normal(jax.random.key(0), (2, 1, 7))
-    params = random_params(module, embedding)
-    context = module.apply({"params": params}, embedding)
-    assert context.shape == (2, 2, 5)
-    for i, part in enumerate((embedding[:, 0, :3], embedding[:, 0, 3:])):
-        unit = part / jnp.linalg.norm(part, axis=-1, keepdims=True)
-        layer = params[f"projection_{i}"]
-        np.testing.assert_allclose(context[:, i], unit @ layer["kernel"] + layer["bias"], atol=1e-6)
-    first = module.apply({"params": params}, embedding[..., :3])
-    np.testing.assert_array_equal(first[:, 0], context[:, 0])
-    null = null_context(module, params, 1, 7)
-    np.testing.assert_array_equal(first[:, 1], jnp.broadcast_to(null[1], (2, 5)))
-    np.testing.assert_array_equal(null, null_context(module, params, 1, 3))
-    for shape in ((2, 1, 4), (2, 2, 7)):
-        with pytest.raises(InputError, match=r"expected one token of 3 or of 7 \(3 \+ 4\)"):
-            module.apply({"params": params}, jnp.zeros(shape))
-
-
-@pytest.mark.parametrize("tokens", [1, 4])
-def test_token_projection_drops_to_its_null_embedding_and_tells_tokens_apart(tokens):
-    module = build_conditioner({"name": "tokens", "width": 6, "grid": 8})
-    embedding = jax.random.normal(jax.random.key(0), (2, tokens, 8))
-    params = random_params(module, embedding)
-    context = module.apply({"params": params}, embedding, jnp.array([False, True]))
-    np.testing.assert_array_equal(context[0], module.apply({"params": params}, embedding)[0])
-    null = null_context(module, params, tokens, 8)
-    np.testing.assert_allclose(context[1], null, atol=1e-6)
-    of_null = module.apply({"params": params}, params["null"][None])
-    np.testing.assert_allclose(of_null[0], null, atol=1e-6)
-    # Equal tokens differ by their positions alone: 8 / 2 / 2 apart, from floor(8 / 4) on.
-    equal = module.apply({"params": params}, jnp.ones((1, tokens, 8)))[0]
-    if tokens > 1:
-        table = position_embedding(2, 2, 8, interpolation_scale=0.5, offset=2.0)
-        assert table[0, 0] == pytest.approx(np.sin(2)) and table[1, 0] == pytest.approx(np.sin(4))
-        hidden = nn.gelu(
-            (1 + table) @ params["projection"]["linear_1"]["kernel"]
-            + params["projection"]["linear_1"]["bias"]
-        )
-        layer = params["projection"]["linear_2"]
-        np.testing.assert_allclose(equal, hidden @ layer["kernel"] + layer["bias"], atol=1e-5)
-        with pytest.raises(InputError, match="embedding of 3 tokens, expected one or a square"):
-            jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 3, 8)))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"width": 5}, "conditioner name None, expected one of linear, tokens"),
-        ({"name": "tokens", "width": 5}, "TokenProjection: .*missing grid"),
-        ({"name": "linear", "width": 5, "parts": [1.5]}, "parts is .*expected whole numbers"),
-    ],
-)
-def test_a_wrong_conditioner_is_named(fields, message):
-    with pytest.raises(InputError, match=message):
-        build_conditioner(fields)
 
 
 def test_a_learned_variance_is_left_out():
