@@ -6,6 +6,7 @@ Writes `patches/00000.png` (the number is the index in the split), `sheet.png` (
 `samples.json` (settings, indices, seconds).
 """
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -24,11 +25,13 @@ from ssl_diffusion import cli
 from ssl_diffusion.data.records import Source, open_records
 from ssl_diffusion.devices import shardings
 from ssl_diffusion.diffusion.denoiser import Denoiser
-from ssl_diffusion.diffusion.solvers import ddim, trailing_timesteps
+from ssl_diffusion.diffusion.plans import Plan
+from ssl_diffusion.diffusion.solvers import keyed_noise, solve
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import replacing, write_json
 from ssl_diffusion.models.build import PRECISIONS
 from ssl_diffusion.pixels import pair_sheet, to_uint8
+from ssl_diffusion.sampling import define_flags, sampling_of
 from ssl_diffusion.weights.model import Model, load_model
 
 FLAGS = flags.FlagValues()
@@ -37,13 +40,6 @@ MODEL = flags.DEFINE_string(
 )
 RECORDS = flags.DEFINE_string(
     "records", None, "records folder, from prepare", required=True, flag_values=FLAGS
-)
-PRECISION = flags.DEFINE_enum(
-    "precision",
-    "float32",
-    [*PRECISIONS],
-    "of the denoiser's parameters and arithmetic",
-    flag_values=FLAGS,
 )
 OUTPUT = flags.DEFINE_string(
     "output", None, "folder to write into", required=True, flag_values=FLAGS
@@ -54,16 +50,6 @@ SPLIT = flags.DEFINE_string(
 COUNT = flags.DEFINE_integer(
     "count", 0, "how many, from the first; 0 is all", lower_bound=0, flag_values=FLAGS
 )
-STEPS = flags.DEFINE_integer(
-    "steps", None, "DDIM steps; the model's own by default", lower_bound=1, flag_values=FLAGS
-)
-GUIDANCE = flags.DEFINE_float(
-    "guidance",
-    None,
-    "scale w, 1 is none; the model's own by default",
-    lower_bound=0.0,
-    flag_values=FLAGS,
-)
 SEED = flags.DEFINE_integer(
     "seed", 0, "a sample's noise depends on this and on its index", flag_values=FLAGS
 )
@@ -71,7 +57,10 @@ BATCH = flags.DEFINE_integer(
     "batch", 32, "patches denoised at once", lower_bound=1, flag_values=FLAGS
 )
 
+define_flags(FLAGS)
+
 SHEET_PAIRS, SHEET_COLUMNS = 64, 8
+STEP_NOISE = 2**32 - 1  # no index: names the keys of the noise that solvers add
 
 
 def main() -> None:
@@ -84,13 +73,11 @@ def main() -> None:
     if COUNT.value > len(source):
         raise InputError(f"--count={COUNT.value}; split {SPLIT.value!r} has {len(source)} patches")
     count = COUNT.value or len(source)
-    model = load_model(MODEL.value, PRECISIONS[PRECISION.value])
+    model = load_model(MODEL.value, PRECISIONS[FLAGS.precision])
     check_embedding(source, model)
-    sampling = model.spec["sampling"]
-    steps = sampling["steps"] if STEPS.value is None else STEPS.value
-    guidance = sampling["guidance"] if GUIDANCE.value is None else GUIDANCE.value
-    timesteps = trailing_timesteps(model.schedule.steps, steps)
-    denoise = model.denoiser(guidance)
+    sampling = sampling_of(model.spec["sampling"], FLAGS)
+    plan = sampling.plan(model.schedule)
+    denoisers = sampling.denoisers(model.schedule, plan, model.denoiser)
 
     (output / "samples.json").unlink(missing_ok=True)  # it tells of the patches replaced below
     start = time.perf_counter()
@@ -106,7 +93,7 @@ def main() -> None:
             examples = [source[int(index)] for index in indices]
             embedding = np.stack([example["embedding"] for example in examples])
             progress = partial(tqdm, desc=f"sample {first}/{count}", unit="step", leave=False)
-            images = sample(model, denoise, embedding, indices, timesteps, SEED.value, progress)
+            images = sample(model, plan, denoisers, embedding, indices, SEED.value, progress)
             for index, example, image in zip(range(first, count), examples, images, strict=False):
                 Image.fromarray(image).save(folder / f"{index:05d}.png")
                 if len(real) < SHEET_PAIRS:
@@ -128,10 +115,9 @@ def main() -> None:
             "split": SPLIT.value,
             "count": count,
             "indices": list(range(count)),
-            "steps": steps,
-            "guidance": guidance,
+            **dataclasses.asdict(sampling),
             "seed": SEED.value,
-            "precision": PRECISION.value,
+            "precision": FLAGS.precision,
             "batch": BATCH.value,
             "seconds": seconds,
         },
@@ -152,35 +138,41 @@ def check_embedding(source: Source, model: Model) -> None:
 
 def sample(
     model: Model,
-    denoise: Denoiser,
+    plan: Plan,
+    denoisers: list[Denoiser],
     embedding: Float[np.ndarray, "b tokens dim"],
     indices: Int[np.ndarray, " b"],
-    timesteps: Int[np.ndarray, " path"],
     seed: int,
     progress: Callable[[Iterable], Iterable] | None = None,
 ) -> UInt8[np.ndarray, "b h w 3"]:
     """One patch for each embedding; noise is keyed by `seed` and index, whatever the batch."""
     size = model.patch_px // model.factor
-    noise = start_noise(seed, jnp.asarray(indices), (size, size, model.latent_channels))
+    shape = (size, size, model.latent_channels)
+    root = jax.random.key(seed)
+    keys = index_keys(root, jnp.asarray(indices))
+    step_keys = index_keys(jax.random.fold_in(root, STEP_NOISE), jnp.asarray(indices))
     rows, _ = shardings()
-    noise, context = jax.device_put((noise, model.context(jnp.asarray(embedding))), rows)
-    latent = ddim(
-        denoise,
-        model.schedule,
-        noise,
-        context,
-        timesteps=timesteps,
+    start, step_keys, context = jax.device_put(
+        (
+            jax.vmap(lambda key: jax.random.normal(key, shape))(keys),
+            step_keys,
+            model.context(jnp.asarray(embedding)),
+        ),
+        rows,
+    )
+    latent = solve(
+        plan,
+        lambda k: (denoisers[k], context),
+        start,
+        noise=keyed_noise(step_keys),
         progress=progress,
     )
     return to_uint8(model.decode(latent))
 
 
-def start_noise(
-    seed: int, indices: Int[Array, " b"], shape: tuple[int, int, int]
-) -> Float[Array, "b h w c"]:
-    """Standard normal noise, one key per index."""
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(indices)
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+def index_keys(root: Key[Array, ""], indices: Int[Array, " b"]) -> Key[Array, " b"]:
+    """One key per index."""
+    return jax.vmap(partial(jax.random.fold_in, root))(indices)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from ssl_diffusion.diffusion.schedule import find_schedule, make_betas
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.weights.exporting import export
 from ssl_diffusion.weights.layouts import ldm
+from ssl_diffusion.weights.layouts.diffusers import scheduler_config
 from ssl_diffusion.weights.model import (
     load_autoencoder,
 )
@@ -138,3 +139,9 @@ def test_models_of_the_demo_are_exported_or_refused(run_dir, what, tmp_path):
     with pytest.raises(InputError, match="cannot hold"):
         export(run_dir / "model" / what, tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_flow_has_no_name_in_the_layouts_of_others():
+    for name, what in (("linear", "prediction 'flow'"), ("flow", "'flow' schedule")):
+        with pytest.raises(InputError, match=f"cannot hold a? ?{what}"):
+            scheduler_config({"schedule": {"name": name}, "prediction": "flow"})

@@ -9,7 +9,9 @@ import pytest
 import safetensors.numpy
 
 from ssl_diffusion import demo
-from ssl_diffusion.diffusion.solvers import ddim, trailing_timesteps
+from ssl_diffusion.diffusion.plans import make_plan
+from ssl_diffusion.diffusion.solvers import solve
+from ssl_diffusion.diffusion.timesteps import trailing_timesteps
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import replacing, write_json
 from ssl_diffusion.models.autoencoder import Autoencoder
@@ -93,9 +95,9 @@ def test_loaded_model_denoises_like_the_parameters_it_was_written_with(run_dir):
     np.testing.assert_array_equal(kernel, flat["conditioner/projection/kernel"])
     embedding = jax.random.normal(jax.random.key(0), (2, 1, 192))
     noise = jax.random.normal(jax.random.key(1), (2, 16, 16, first.latent_channels))
-    timesteps = trailing_timesteps(first.schedule.steps, 2)
+    plan = make_plan("ddim", first.schedule, trailing_timesteps(first.schedule.steps, 2))
     results = [
-        ddim(m.denoiser(2.0), m.schedule, noise, m.context(embedding), timesteps=timesteps)
+        solve(plan, lambda k, m=m: (m.denoiser(2.0), m.context(embedding)), noise)
         for m in (first, second)
     ]
     np.testing.assert_array_equal(*results)

@@ -1,7 +1,6 @@
 """The one function solvers and the stitcher see: denoise(x, timestep, context) -> (x0, eps)."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ssl_diffusion.diffusion.guidance import guide
+from ssl_diffusion.diffusion.guidance import check_guidance, guide
 from ssl_diffusion.diffusion.prediction import KINDS, Prediction, to_prediction, unknown_kind
 from ssl_diffusion.diffusion.schedule import Schedule
-from ssl_diffusion.errors import InputError
 
 Denoiser = Callable[[Array, Array, PyTree], Prediction]
 """denoise(x[b h w c], timestep[b], context) -> Prediction.
@@ -86,5 +84,4 @@ def check_denoiser(kind: str, guidance: float) -> None:
     """Raises InputError for an unknown kind, or a guidance that is negative or not finite."""
     if kind not in KINDS:
         raise unknown_kind(kind)
-    if not (math.isfinite(guidance) and guidance >= 0):
-        raise InputError(f"guidance {guidance}; expected a finite scale >= 0 (1 is none)")
+    check_guidance(guidance)

@@ -1,10 +1,15 @@
 """Classifier-free guidance (Ho & Salimans 2022, eq. 6, with their 1 + w written as w)."""
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from ssl_diffusion.diffusion.schedule import Schedule
+from ssl_diffusion.errors import InputError
 
 Network = Callable[[Array, Array, PyTree], Array]
 
@@ -37,3 +42,43 @@ def guide(network: Network, null_context: PyTree, scale: float | Float[Array, ""
         return unconditional + scale * (conditional - unconditional)
 
     return guided
+
+
+def guided_evaluations(
+    schedule: Schedule, timesteps: Float[np.ndarray, " n"], interval: tuple[float, float] | None
+) -> Bool[np.ndarray, " n"]:
+    """Which evaluations of a plan are guided (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+
+    Those whose noise level sigma / alpha is in (low, high]; pure noise, where it is infinite, never
+    is. The others are for a denoiser made without guidance, which calls the network once: that is
+    where the interval saves time.
+
+    Args:
+      schedule: the noise table.
+      timesteps: of the evaluations, `Plan.timesteps`.
+      interval: (low, high), or None, which guides all.
+
+    Raises:
+      InputError: see `check_interval`.
+    """
+    check_interval(interval)
+    if interval is None:
+        return np.ones(len(timesteps), bool)
+    alpha, sigma = schedule.levels(timesteps)
+    low, high = interval
+    return (sigma > low * alpha) & (sigma <= high * alpha)
+
+
+def check_guidance(scale: float) -> None:
+    """Raises InputError for a scale that is negative or not finite."""
+    if not (math.isfinite(scale) and scale >= 0):
+        raise InputError(f"guidance {scale}; expected a finite scale >= 0 (1 is none)")
+
+
+def check_interval(interval: tuple[float, float] | None) -> None:
+    """Raises InputError unless the interval is None or finite (low, high), 0 <= low < high."""
+    if interval is not None and not 0 <= interval[0] < interval[1] < np.inf:
+        raise InputError(
+            f"guidance interval {interval[0]:g},{interval[1]:g}; expected low,high with "
+            "0 <= low < high, noise levels sigma / alpha"
+        )

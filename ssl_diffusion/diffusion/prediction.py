@@ -1,9 +1,13 @@
-"""What the network's output means: every conversion between eps, x0 and v, in one place.
+"""What the network's output means: every conversion between eps, x0, v and flow, in one place.
 
-x   = alpha x0 + sigma eps      Ho et al. 2020, eq. 4
-v   = alpha eps - sigma x0      Salimans & Ho 2022, section 4
-x0  = alpha x - sigma v         (these two need alpha^2 + sigma^2 = 1)
-eps = sigma x + alpha v
+x = alpha x0 + sigma eps        Ho et al. 2020, eq. 4
+v = alpha eps - sigma x0        Salimans & Ho 2022, section 4
+u = eps - x0                    "flow": Liu et al. 2022, arXiv 2209.03003, eq. 1 (there x0 - eps)
+
+Solved for x0 and eps, whatever alpha^2 + sigma^2 and alpha + sigma are:
+
+x0 = (alpha x - sigma v) / (alpha^2 + sigma^2)      eps = (sigma x + alpha v) / (alpha^2 + sigma^2)
+x0 = (x - sigma u) / (alpha + sigma)                eps = (x + alpha u) / (alpha + sigma)
 """
 
 from typing import NamedTuple
@@ -13,7 +17,7 @@ from jaxtyping import Array, Float
 
 from ssl_diffusion.errors import InputError
 
-KINDS = ("eps", "x0", "v")
+KINDS = ("eps", "x0", "v", "flow")
 
 
 class Prediction(NamedTuple):
@@ -52,7 +56,12 @@ def to_prediction(
         case "x0":
             return Prediction(output, _divide(x - alpha * output, sigma))
         case "v":
-            return Prediction(alpha * x - sigma * output, sigma * x + alpha * output)
+            norm = alpha**2 + sigma**2
+            x0, eps = alpha * x - sigma * output, sigma * x + alpha * output
+            return Prediction(x0 / norm, eps / norm)
+        case "flow":
+            norm = alpha + sigma
+            return Prediction((x - sigma * output) / norm, (x + alpha * output) / norm)
     raise unknown_kind(kind)
 
 
@@ -71,6 +80,8 @@ def target(
             return x0
         case "v":
             return over_pixels(alpha) * eps - over_pixels(sigma) * x0
+        case "flow":
+            return eps - x0
     raise unknown_kind(kind)
 
 

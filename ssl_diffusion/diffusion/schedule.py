@@ -17,15 +17,15 @@ MAX_BETA = 0.999
 
 @flax.struct.dataclass
 class Schedule:
-    """The noise table: x_t = alpha[t] x_0 + sigma[t] eps, with alpha^2 + sigma^2 = 1.
+    """The noise table: x_t = alpha[t] x_0 + sigma[t] eps.
 
     Attributes:
       alpha: [T] float32 signal level, falling with the timestep.
       sigma: [T] float32 noise level, rising with the timestep.
     """
 
-    alpha: Array
-    sigma: Array
+    alpha: Any  # arrays, or what JAX puts in their place when it lowers a program
+    sigma: Any
 
     @property
     def steps(self) -> int:
@@ -33,14 +33,35 @@ class Schedule:
         return self.alpha.shape[0]
 
     def at(self, timestep: Float[Array, " b"]) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-        """(alpha, sigma) at whole, 0-based timesteps; -1, the clean end, gives (1, 0).
+        """(alpha, sigma) at 0-based timesteps; -1, the clean end, gives (1, 0).
 
-        The clean end is spelled out because index -1 of the table would be pure noise.
+        Fractional ones lie between the table's entries, or between the first and the clean end:
+        both levels are linear there. That is the flow schedule itself, and it bears pure noise and
+        the clean end, where log(alpha / sigma) is infinite. alpha^2 + sigma^2 then falls short of 1
+        by 1e-4 at most in the LDM table (4e-4 below its first entry), and since solvers and
+        conversions hold for any alpha and sigma, this is merely another schedule.
         """
-        index = jnp.round(timestep).astype(jnp.int32)
-        clean = index < 0
-        index = jnp.clip(index, 0, self.steps - 1)
-        return jnp.where(clean, 1.0, self.alpha[index]), jnp.where(clean, 0.0, self.sigma[index])
+        low = jnp.clip(jnp.floor(timestep), -1, self.steps - 1)
+        part, index = timestep - low, low.astype(jnp.int32) + 1
+
+        def level(clean: float, table: Array) -> Array:
+            # The clean end is spelled out because index -1 of the table would be pure noise.
+            table = jnp.concatenate([jnp.full(1, clean, table.dtype), table])
+            here, there = table[index], table[jnp.minimum(index + 1, self.steps)]
+            return here + part * (there - here)
+
+        return level(1.0, self.alpha), level(0.0, self.sigma)
+
+    def levels(
+        self, timesteps: np.ndarray
+    ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """`at` on the host, in float64."""
+        known = np.arange(-1, self.steps)
+        alpha, sigma = (np.asarray(table, np.float64) for table in (self.alpha, self.sigma))
+        return (
+            np.interp(timesteps, known, np.append(1.0, alpha)),
+            np.interp(timesteps, known, np.append(0.0, sigma)),
+        )
 
 
 def _ldm_linear(steps: int, beta_start: float = 0.0015, beta_end: float = 0.0195) -> np.ndarray:
@@ -60,24 +81,33 @@ def _cosine(steps: int, offset: float = 0.008) -> np.ndarray:
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], MAX_BETA)
 
 
-_BETAS = {"ldm_linear": _ldm_linear, "linear": _linear, "cosine": _cosine}
+def _flow(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """A line from data to noise (Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2022): (1-t, t).
+
+    t = (k + 1) / T at timestep k: the last one is pure noise, and -1, t = 0, clean.
+    """
+    time = np.arange(1, steps + 1, dtype=np.float64) / steps
+    return 1 - time, time
+
+
+_BETAS = {"ldm_linear": _ldm_linear, "linear": _linear, "cosine": _cosine}  # alpha^2 + sigma^2 = 1
+_SCHEDULES = _BETAS | {"flow": _flow}
 
 
 def make_betas(name: str, steps: int = 1000, **kw: float) -> Float[np.ndarray, " T"]:
-    """The part of the variance that each step destroys, float64; arguments as `make_schedule`'s."""
+    """The part of the variance that each step destroys, float64; arguments as `make_schedule`'s.
+
+    Raises InputError for "flow", too, which does not preserve the variance.
+    """
+    _check(name, steps, kw)
     if name not in _BETAS:
-        raise InputError(f"unknown schedule {name!r}; expected one of {', '.join(_BETAS)}")
-    known = list(inspect.signature(_BETAS[name]).parameters)[1:]
-    if not set(kw) <= set(known):
-        raise InputError(f"schedule {name!r} with {', '.join(kw)}; expected {', '.join(known)}")
-    if steps < 1:
-        raise InputError(f"a schedule of {steps} steps; expected at least 1")
+        raise InputError(f"schedule {name!r} has no betas; only {', '.join(_BETAS)} have")
     return _BETAS[name](steps, **kw)
 
 
 def with_defaults(schedule: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `make_betas`, those left out included."""
-    parameters = inspect.signature(_BETAS[schedule["name"]]).parameters
+    """The arguments of `make_schedule`, those left out included."""
+    parameters = inspect.signature(_SCHEDULES[schedule["name"]]).parameters
     defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
     return {"steps": 1000} | defaults | dict(schedule)
 
@@ -86,19 +116,21 @@ def make_schedule(name: str, steps: int = 1000, **kw: float) -> Schedule:
     """Builds a noise table.
 
     Args:
-      name: "ldm_linear" or "linear" (beta_start, beta_end), or "cosine" (offset).
+      name: "ldm_linear" or "linear" (beta_start, beta_end), "cosine" (offset), or "flow".
       steps: T.
       **kw: the parameters named above.
 
     Raises:
       InputError: unknown name or parameter, or fewer than one step.
     """
-    # float64: in float32, 1 - alpha_bar loses half of its digits at the first timesteps.
-    alpha_bar = np.cumprod(1 - make_betas(name, steps, **kw))
-    return Schedule(
-        alpha=jnp.asarray(np.sqrt(alpha_bar), jnp.float32),
-        sigma=jnp.asarray(np.sqrt(1 - alpha_bar), jnp.float32),
-    )
+    _check(name, steps, kw)
+    if name == "flow":
+        alpha, sigma = _flow(steps)
+    else:
+        # float64: in float32, 1 - alpha_bar loses half of its digits at the first timesteps.
+        alpha_bar = np.cumprod(1 - make_betas(name, steps, **kw))
+        alpha, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    return Schedule(alpha=jnp.asarray(alpha, jnp.float32), sigma=jnp.asarray(sigma, jnp.float32))
 
 
 def find_schedule(betas: np.ndarray) -> dict[str, str | int | float]:
@@ -126,6 +158,17 @@ def find_schedule(betas: np.ndarray) -> dict[str, str | int | float]:
         f"betas from {betas[0]:g} to {betas[-1]:g} in {len(betas)} steps are of none of the "
         f"schedules {', '.join(_BETAS)}; only these can be sampled here"
     )
+
+
+def _check(name: str, steps: int, kw: Mapping[str, float]) -> None:
+    if name not in _SCHEDULES:
+        raise InputError(f"unknown schedule {name!r}; expected one of {', '.join(_SCHEDULES)}")
+    known = list(inspect.signature(_SCHEDULES[name]).parameters)[1:]
+    if not set(kw) <= set(known):
+        expected = ", ".join(known) or "no more than its steps"
+        raise InputError(f"schedule {name!r} with {', '.join(kw)}; expected {expected}")
+    if steps < 1:
+        raise InputError(f"a schedule of {steps} steps; expected at least 1")
 
 
 def _shortest(value: float) -> float:

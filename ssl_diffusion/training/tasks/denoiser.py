@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from ssl_diffusion.data.records import Records
 from ssl_diffusion.diffusion.denoiser import check_denoiser
 from ssl_diffusion.diffusion.loss import denoising_loss
+from ssl_diffusion.diffusion.sampling import read_sampling
 from ssl_diffusion.diffusion.schedule import make_schedule
-from ssl_diffusion.diffusion.solvers import ddim, trailing_timesteps
+from ssl_diffusion.diffusion.solvers import keyed_noise, solve
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.build import PRECISIONS, Policy, build_conditioner, build_network
 from ssl_diffusion.pixels import pair_sheet, to_uint8
@@ -64,7 +65,7 @@ class DenoiserTask:
         """Raises InputError now for what would else stop a run half-way, at its first picture."""
         sampling = self.config.sampling
         check_denoiser(self.config.diffusion.prediction, sampling.guidance)
-        trailing_timesteps(self.schedule.steps, sampling.steps)
+        read_sampling(sampling.to_dict()).plan(self.schedule)
         window = self.config.data.patch_px // self.first_stage.network.factor
         window_origins(window, window, sampling.stride)
         jax.eval_shape(self.init, jax.random.key(0))
@@ -97,14 +98,18 @@ class DenoiserTask:
         model = self._model(params)
         size = self.config.data.patch_px // model.factor
         shape = (len(examples["image"]), size, size, model.latent_channels)
-        noise = jax.random.normal(jax.random.key(self.config.seed), shape)
-        sampling = self.config.sampling
-        latent = ddim(
-            model.denoiser(sampling.guidance),
-            self.schedule,
-            noise,
+        start_key, noise_key = jax.random.split(jax.random.key(self.config.seed))
+        sampling, context = (
+            read_sampling(self.config.sampling.to_dict()),
             model.context(examples["embedding"]),
-            timesteps=trailing_timesteps(self.schedule.steps, sampling.steps),
+        )
+        plan = sampling.plan(self.schedule)
+        denoisers = sampling.denoisers(self.schedule, plan, model.denoiser)
+        latent = solve(
+            plan,
+            lambda k: (denoisers[k], context),
+            jax.random.normal(start_key, shape),
+            noise=keyed_noise(jax.random.split(noise_key, len(examples["image"]))),
         )
         return pair_sheet(examples["image"], to_uint8(model.decode(latent)), columns=4)
 

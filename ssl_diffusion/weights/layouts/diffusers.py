@@ -173,7 +173,7 @@ def diffusion(scheduler: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scheduler_config(diffusion: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `diffusion`; InputError for a schedule that diffusers has no name for."""
+    """The inverse of `diffusion`; InputError for what diffusers has no name for."""
     schedule = diffusion["schedule"]
     names = {"linear": "linear", "ldm_linear": "scaled_linear"}
     if schedule["name"] not in names:
@@ -182,6 +182,11 @@ def scheduler_config(diffusion: Mapping[str, Any]) -> dict[str, Any]:
             f"{', '.join(names)}"
         )
     predictions = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+    if diffusion["prediction"] not in predictions:
+        raise InputError(
+            f"the diffusers layout cannot hold prediction {diffusion['prediction']!r} with betas; "
+            f"train with one of {', '.join(predictions)}"
+        )
     schedule = with_defaults(schedule)
     return {
         "_class_name": "DDPMScheduler",
