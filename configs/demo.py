@@ -82,9 +82,12 @@ def get_config(network: str = "unet") -> ConfigDict:
     )
     config.sampling = ConfigDict(
         {
-            "steps": 25,
+            "solver": "dpmpp",
+            "steps": 12,
             "guidance": {"unet": 1.5, "dit": 2.0}[network],
+            "scheme": "overlap",
             "stride": 8,  # latent pixels between windows: half a window
+            "weights": "gaussian",
         }
     )
     config.optimizer = ConfigDict(

@@ -1,6 +1,6 @@
 """Measures samples and a stitched image against held-out patches, and writes the report.
 
-python -m ssl_diffusion.evaluate --model=DIR --records=DIR --samples=DIR --stitched=image.png \\
+python -m ssl_diffusion.evaluate --model=DIR --records=DIR --samples=DIR --stitched=image.tif \\
     --train=WORKDIR --timings=timings.json --output=DIR
 
 Writes report.json, report.html (self-contained), large_image.png, patches.png and loss.png. At
@@ -50,7 +50,7 @@ RECORDS = flags.DEFINE_string(
 )
 SAMPLES = flags.DEFINE_string("samples", None, "folder of ssl_diffusion.sample", flag_values=FLAGS)
 STITCHED = flags.DEFINE_string(
-    "stitched", None, "PNG of ssl_diffusion.generate --reference", flag_values=FLAGS
+    "stitched", None, ".tif or .png of ssl_diffusion.generate --reference", flag_values=FLAGS
 )
 TRAIN = flags.DEFINE_string("train", None, "workdir of the training run", flag_values=FLAGS)
 TIMINGS = flags.DEFINE_string(
@@ -193,13 +193,17 @@ def evaluate_large_image(
         def read(x: int, y: int, w: int, h: int) -> UInt8[np.ndarray, "h w 3"]:
             return image[y : y + h, x : x + w]
 
-        grid = embed_region(read, model.encoder.embed, (0, 0, width, height), patch)
+        grid = embed_region(read, model.encoder.embed, (0, 0, width, height), patch, patch)
         return one_vector(grid.reshape(-1, *grid.shape[2:]), what)
 
     def lines(size: int) -> np.ndarray:
-        canvas = -(-size // model.factor)
-        windows = window_origins(canvas, window, settings["stride"]) * model.factor
-        return border_lines(size, (window_origins(size, patch, patch), patch), (windows, patch))
+        spacing = settings.get("grid_stride_px", patch)
+        squares = [(window_origins(size, patch, spacing), patch)]
+        if settings.get("scheme") != "shifted":  # whose borders lie elsewhere at every step
+            canvas = -(-size // model.factor)
+            windows = window_origins(canvas, window, settings["stride"]) * model.factor
+            squares.append((windows, patch))
+        return border_lines(size, *squares)
 
     numbers = measures.large_image_numbers(
         images=images,

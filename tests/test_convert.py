@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,9 +12,11 @@ from conftest import ROOT, assert_same_tensors, convert
 from flax.traverse_util import flatten_dict, unflatten_dict
 from oracle import TOLERANCE, difference, manifest, nhwc, recorded, stand_in
 
+from ssl_diffusion.diffusion.sampling import Sampling
 from ssl_diffusion.diffusion.schedule import make_betas
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.stitching.large_image import stitch
+from ssl_diffusion.stitching.large_image import LargeImage
+from ssl_diffusion.stitching.settings import Settings
 from ssl_diffusion.weights.exporting import export
 from ssl_diffusion.weights.layouts import ldm
 from ssl_diffusion.weights.model import (
@@ -171,9 +172,8 @@ def test_bfloat16_folder_holds_half_the_bytes_and_nearly_the_same(published, tmp
 def test_generate_needs_the_embedding_that_the_model_was_trained_with(published, tmp_path):
     model = load_model(published[1])
     with pytest.raises(InputError, match=r"expected \[rows, cols, 1, 48\]"):
-        settings = {"steps": 1, "guidance": 1.0, "stride": 64, "window_batch": 1}
-        settings["key"] = jax.random.key(0)
-        stitch(model, np.zeros((1, 1, 1, 384), np.float32), 256, 256, **settings)
+        settings = Settings(Sampling(1, 1.0), "overlap", 64, "uniform", 256, seed=0)
+        LargeImage(model, np.zeros((1, 1, 1, 384), np.float32), 256, 256, settings, 1)
     with pytest.raises(InputError, match="came without its SSL encoder"):
         _ = model.encoder
     with pytest.raises(InputError, match="--mpp"):

@@ -232,6 +232,7 @@ def run_in_process_of_its_own(
 def fake_run(folder: Path) -> None:
     """Everything that the other commands leave behind."""
     from ssl_diffusion.data.records import RecordsWriter
+    from ssl_diffusion.stitching.output import write_image
 
     encoder = FakeEncoder()
     writer = RecordsWriter(folder / "records", ("train", "test"), (1, 48), (4, 4, 3))
@@ -266,6 +267,10 @@ def fake_run(folder: Path) -> None:
         "reference_mpp": 0.5,
     }
     (folder / "stitched.json").write_text(json.dumps(stitched))
+    shifted = stitched | {"scheme": "shifted", "grid_stride_px": PATCH}
+    pixels = np.asarray(Image.open(folder / "stitched.png"))
+    write_image(folder / "shifted.tif", [pixels], mpp=0.5, description={}, compression="deflate")
+    (folder / "shifted.json").write_text(json.dumps(shifted))
     outside = stitched | {"region": [180, 0, 64, 48]}
     Image.fromarray(region).save(folder / "elsewhere.png")
     (folder / "elsewhere.json").write_text(json.dumps(outside))
@@ -357,12 +362,16 @@ def test_report_page_and_pictures(finished):
     assert {"patches.png", "loss.png"} <= {path.name for path in (finished / "out").iterdir()}
 
 
-def test_report_without_samples_or_training(finished):
+def test_report_of_shifted_windows_without_samples_or_training(finished):
     done = run_in_process_of_its_own(
-        finished, f"--stitched={finished / 'stitched.png'}", f"--output={finished / 'less'}"
+        finished, f"--stitched={finished / 'shifted.tif'}", f"--output={finished / 'less'}"
     )
     assert done.returncode == 0, done.stderr
     report = json.loads((finished / "less" / "report.json").read_text())
+    # The same pixels, but only cells of 16 px have borders that stay.
+    whole = json.loads((finished / "out" / "report.json").read_text())["large_image"]
+    assert report["large_image"]["similarity"] == pytest.approx(whole["similarity"])
+    assert report["large_image"]["seam_in_phase"] is not None
     assert "large_image" in report and not {"patch", "copying", "train"} & set(report)
     page = (finished / "less" / "report.html").read_text()
     assert "<h2>A large image</h2>" in page and "<h2>Patches</h2>" not in page

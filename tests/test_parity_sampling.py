@@ -7,7 +7,9 @@ import numpy as np
 import oracle
 import pytest
 
-from ssl_diffusion.diffusion.solvers import ddim, leading_timesteps, plms, trailing_timesteps
+from ssl_diffusion.diffusion.plans import make_plan
+from ssl_diffusion.diffusion.solvers import solve
+from ssl_diffusion.diffusion.timesteps import leading_timesteps, trailing_timesteps
 from ssl_diffusion.models.build import PRECISIONS
 from ssl_diffusion.stitching.grid import interpolate_grid
 from ssl_diffusion.stitching.published import decode_windows, published_latent
@@ -30,19 +32,21 @@ def test_parity_timesteps_of_the_published_samplers():
     assert timesteps[-1] == 0
 
 
-@pytest.mark.parametrize("solver", [ddim, plms])
+def patch(solver, model, recorded):
+    # The samplers of patches write guidance as we do: uncond + w (cond - uncond).
+    denoise = model.denoiser(float(recorded["guidance_scale"]))
+    context = model.context(recorded["embedding"][:, None])
+    path = leading_timesteps(1000, int(recorded["steps"]))
+    noise = jnp.asarray(oracle.nhwc(recorded["noise"]))
+    return solve(make_plan(solver, model.schedule, path), lambda k: (denoise, context), noise)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "plms"])
 def test_parity_of_patch_samplers(solver, model):
     recorded = oracle.recorded("samplers_small")
-    # The samplers of patches write guidance as we do: uncond + w (cond - uncond).
-    found = solver(
-        model.denoiser(float(recorded["guidance_scale"])),
-        model.schedule,
-        jnp.asarray(oracle.nhwc(recorded["noise"])),
-        model.context(recorded["embedding"][:, None]),
-        timesteps=leading_timesteps(1000, int(recorded["steps"])),
-    )
-    difference = oracle.difference(found, oracle.nhwc(recorded[solver.__name__]))
-    print(f"samplers_small {solver.__name__}: {difference:.1e}")
+    found = patch(solver, model, recorded)
+    difference = oracle.difference(found, oracle.nhwc(recorded[solver]))
+    print(f"samplers_small {solver}: {difference:.1e}")
     assert difference < oracle.TOLERANCE
 
 
@@ -50,13 +54,7 @@ def test_parity_of_patch_samplers(solver, model):
 def test_a_latent_sampled_in_bfloat16_stays_within_5_percent(published):
     recorded = oracle.recorded("samplers_small")
     model = load_model(published[1], PRECISIONS["bfloat16"])
-    found = ddim(
-        model.denoiser(float(recorded["guidance_scale"])),
-        model.schedule,
-        jnp.asarray(oracle.nhwc(recorded["noise"])),
-        model.context(recorded["embedding"][:, None]),
-        timesteps=leading_timesteps(1000, int(recorded["steps"])),
-    )
+    found = patch("ddim", model, recorded)
     expected = oracle.nhwc(recorded["ddim"])
     error = np.linalg.norm(np.asarray(found) - expected) / np.linalg.norm(expected)
     print(f"relative error {error:.4f}")
@@ -90,7 +88,7 @@ def panorama(model, recorded, steps):
 
 def test_parity_of_interpolated_embeddings():
     recorded = oracle.recorded("panorama_small")
-    positions = jnp.asarray(cell_positions(window_origins(256, 64, 16), 256, 64))
+    positions = jnp.asarray(cell_positions(window_origins(256, 64, 16), 256, 64, 64))
     grid = jnp.asarray(recorded["embeddings"])[:, :, None]
     found = interpolate_grid(grid, positions, positions)[:, :, 0]
     difference = oracle.difference(found, recorded["conditioning"])

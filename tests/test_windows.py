@@ -7,7 +7,13 @@ import pytest
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.stitching.grid import interpolate_grid, slerp
-from ssl_diffusion.stitching.windows import cell_positions, window_origins
+from ssl_diffusion.stitching.windows import (
+    blend_weights,
+    cell_positions,
+    gaussian,
+    shifted_origins,
+    window_origins,
+)
 
 WINDOW = 8
 
@@ -26,12 +32,48 @@ def test_corners_of_cells_are_as_many_as_cells():
         assert len(window_origins(size, 8, 8)) == -(-size // 8)
 
 
+@pytest.mark.parametrize("size", [8, 9, 15, 16, 17, 40, 43])
+def test_shifted_windows_cover_every_pixel_and_are_always_as_many(size):
+    for shift in range(WINDOW):
+        origins = shifted_origins(size, WINDOW, shift)
+        assert len(origins) == (1 if size == WINDOW else -(-size // WINDOW) + 1)
+        assert origins[0] == 0 and origins[-1] == size - WINDOW
+        assert ((np.diff(origins) >= 0) & (np.diff(origins) <= WINDOW)).all()
+        inside = origins[(origins > 0) & (origins < size - WINDOW)]
+        assert set(inside % WINDOW) <= {shift}
+        weights = blend_weights(origins, np.ones(WINDOW))
+        total = np.zeros(size)
+        for origin, weight in zip(origins, weights, strict=True):
+            total[origin : origin + WINDOW] += weight
+        np.testing.assert_allclose(total, 1, rtol=1e-12)
+
+
+def test_gaussian_weights_are_those_of_their_formula():
+    weights = gaussian(4)
+    r = np.array([-0.75, -0.25, 0.25, 0.75])
+    np.testing.assert_allclose(weights, np.exp(-(r**2) / (2 * 0.25**2)), rtol=1e-12)
+    np.testing.assert_allclose(gaussian(1), 1)
+    assert (gaussian(64, width=1e9) > 1 - 1e-12).all()
+
+
 def test_cell_positions_are_those_of_corners_and_end_on_the_last_cell():
     origins = window_origins(32, 8, 2)
-    np.testing.assert_allclose(cell_positions(origins, 32, 8), origins / 8)
+    np.testing.assert_allclose(cell_positions(origins, 32, 8, 8), origins / 8)
     # 20 = 2.5 cells: corners 0, 8, 12; the last window has the last cell's own embedding.
     np.testing.assert_allclose(
-        cell_positions(np.array([0, 4, 8, 10, 12]), 20, 8), [0, 0.5, 1, 1.5, 2]
+        cell_positions(np.array([0, 4, 8, 10, 12]), 20, 8, 8), [0, 0.5, 1, 1.5, 2]
+    )
+
+
+def test_cell_positions_in_a_dense_grid():
+    # Cells at the windows' own places, the flush last one included.
+    for size in (8, 20, 31, 32):
+        origins = window_origins(size, 8, 3)
+        found = cell_positions(origins, size, 8, 3)
+        np.testing.assert_array_equal(found, np.arange(len(origins)))
+    # Corners 0, 4, 8, 12, 13: between the last two a pixel is a whole cell.
+    np.testing.assert_allclose(
+        cell_positions(np.array([0, 2, 9, 12, 13]), 21, 8, 4), [0, 0.5, 2.25, 3, 4]
     )
 
 

@@ -26,6 +26,16 @@ class Picture:
     height: int
     mpp: float | None
     _read: Callable[[int, int, int, int], np.ndarray]
+    downsamples: tuple[float, ...] = (1.0,)  # of the levels that the file has
+
+    def downsample(self, level: int) -> float:
+        """How much coarser a level of the file is than its first; InputError without that level."""
+        if level >= len(self.downsamples):
+            raise InputError(
+                f"level {level} of {self.path}, which has {len(self.downsamples)}; expected 0 to "
+                f"{len(self.downsamples) - 1}"
+            )
+        return self.downsamples[level]
 
     def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """The region with corner (x, y): uint8 [height, width, 3]; InputError if not inside."""
@@ -79,7 +89,25 @@ class Picture:
 
 
 def open_image(path: str | Path) -> Picture:
-    """Opens a slide through OpenSlide, or a plain image (PNG, JPEG) through Pillow.
+    """Opens a slide or a plain image as a picture; InputError as `open_slide` raises it."""
+    slide = open_slide(path)
+    mpp = slide.properties.get(openslide.PROPERTY_NAME_MPP_X)
+
+    def read(x: int, y: int, width: int, height: int) -> np.ndarray:
+        try:
+            pixels = slide.read_region((int(x), int(y)), 0, (int(width), int(height)))
+        except openslide.OpenSlideError as error:
+            raise InputError(f"slide {path} cannot be read at x={x} y={y} ({error})") from None
+        # A slide has no pixels outside its scanned areas: glass is white.
+        white = Image.new("RGBA", pixels.size, "white")
+        return np.asarray(Image.alpha_composite(white, pixels).convert("RGB"))
+
+    mpp = float(mpp) if mpp else None
+    return Picture(str(path), *slide.dimensions, mpp, read, slide.level_downsamples)
+
+
+def open_slide(path: str | Path) -> openslide.AbstractSlide:
+    """Opens a slide through OpenSlide, or a plain image (PNG, JPEG) through Pillow, whole.
 
     Raises InputError if the file is missing or is neither.
     """
@@ -88,31 +116,10 @@ def open_image(path: str | Path) -> Picture:
         raise InputError(f"no image or slide at {path}; give an existing file")
     try:
         if openslide.OpenSlide.detect_format(str(file)):
-            return _open_slide(str(path), file)
+            return openslide.OpenSlide(str(file))
         with Image.open(file) as opened:
-            pixels = np.asarray(opened.convert("RGB"))
+            return openslide.ImageSlide(opened.convert("RGB"))
     except (openslide.OpenSlideError, OSError, SyntaxError) as error:
         raise InputError(
             f"{path} is no slide that OpenSlide reads and no image that Pillow reads ({error})"
         ) from None
-
-    def read(x: int, y: int, width: int, height: int) -> np.ndarray:
-        return pixels[y : y + height, x : x + width]
-
-    return Picture(str(path), pixels.shape[1], pixels.shape[0], None, read)
-
-
-def _open_slide(name: str, file: Path) -> Picture:
-    slide = openslide.OpenSlide(str(file))
-    mpp = slide.properties.get(openslide.PROPERTY_NAME_MPP_X)
-
-    def read(x: int, y: int, width: int, height: int) -> np.ndarray:
-        try:
-            pixels = slide.read_region((int(x), int(y)), 0, (int(width), int(height)))
-        except openslide.OpenSlideError as error:
-            raise InputError(f"slide {name} cannot be read at x={x} y={y} ({error})") from None
-        # A slide has no pixels outside its scanned areas: glass is white.
-        white = Image.new("RGBA", pixels.size, "white")
-        return np.asarray(Image.alpha_composite(white, pixels).convert("RGB"))
-
-    return Picture(name, *slide.dimensions, float(mpp) if mpp else None, read)

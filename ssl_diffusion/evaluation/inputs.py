@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
 from ssl_diffusion.training.logs import read_metrics
@@ -69,31 +70,32 @@ def read_samples(
 
 
 def read_stitched(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], dict[str, Any]]:
-    """An image of ssl_diffusion.generate and the JSON beside it.
+    """An image of ssl_diffusion.generate, .tif or .png, and the JSON beside it.
 
-    Raises InputError when it was not made from a reference region of its own size: then there is
-    no real image to compare with.
+    Raises InputError when it cannot be read, or was not made from a reference region of its own
+    size: then there is no real image to compare with.
     """
-    image = read_png(path)
+    picture = open_image(path)
     settings = read_json(
         path.with_suffix(".json"), "settings of the stitched image (generate writes it)"
     )
-    absent = [
-        name for name in ("reference", "region", "stride", "seconds") if not settings.get(name)
-    ]
+    names = ["reference", "region", "seconds"]
+    if settings.get("scheme") != "shifted":
+        names.append("stride")
+    absent = [name for name in names if not settings.get(name)]
     if absent:
         raise InputError(
             f"{path.with_suffix('.json')} has no {', '.join(absent)}; evaluate an image "
             "that was generated with --reference"
         )
-    size = [image.shape[1], image.shape[0]]
+    size = [picture.width, picture.height]
     if list(settings["region"][2:]) != size:
         raise InputError(
             f"{path} has {size[0]}x{size[1]} px, its reference region "
             f"{settings['region']} (x, y, width, height) another size; generate it "
             "without --size"
         )
-    return image, settings
+    return picture.read(0, 0, *size), settings
 
 
 def read_training(workdir: Path) -> tuple[list[tuple[int, float]], dict[str, Any]]:

@@ -3,13 +3,11 @@
 import itertools
 from collections.abc import Callable
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
 from ssl_diffusion.pixels import to_uint8
-from ssl_diffusion.stitching.decode import decode_canvas
-from ssl_diffusion.stitching.large_image import DECODE_OVERLAP, DECODE_TILE
+from ssl_diffusion.stitching.decode import decode_canvas, patch_tiling
 from ssl_diffusion.stitching.windows import blend_weights, ramps, window_origins
 
 BATCH = 32  # patches decoded at once
@@ -71,7 +69,7 @@ def reconstruct_region(
     canvas = np.zeros(shape, np.float32)
     for ((rows, row_weight), (columns, column_weight)), code in zip(tiles, codes, strict=True):
         canvas[rows, columns] += np.outer(row_weight, column_weight)[..., None] * code
-    image = decode_canvas(decode, jnp.asarray(canvas), factor, DECODE_TILE, DECODE_OVERLAP)
+    image = decode_canvas(decode, canvas, factor, patch_tiling(size))
     return image[:height, :width]
 
 

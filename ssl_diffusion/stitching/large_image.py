@@ -1,137 +1,235 @@
 """A large image from a grid of embeddings: the whole method in order."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, UInt8
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
+from ssl_diffusion.devices import all_devices
 from ssl_diffusion.diffusion.denoiser import Denoiser
-from ssl_diffusion.diffusion.schedule import Schedule
-from ssl_diffusion.diffusion.solvers import ddim, trailing_timesteps
-from ssl_diffusion.errors import InputError
-from ssl_diffusion.stitching.consensus import stitched_denoiser
-from ssl_diffusion.stitching.decode import decode_canvas
+from ssl_diffusion.diffusion.plans import Plan
+from ssl_diffusion.diffusion.solvers import solve
+from ssl_diffusion.stitching.consensus import Tiles, stitched_denoiser, tile_shape, tiled
+from ssl_diffusion.stitching.decode import decode_canvas, patch_tiling
 from ssl_diffusion.stitching.grid import interpolate_grid
+from ssl_diffusion.stitching.noise import START, canvas_noise
+from ssl_diffusion.stitching.schemes import Scheme, make_scheme
+from ssl_diffusion.stitching.settings import (
+    SEEDS,
+    PatchModel,
+    Settings,
+    check_grid,
+    check_size,
+    default_settings,
+    default_window_batch,
+    grid_size,
+)
 from ssl_diffusion.stitching.windows import cell_positions, window_origins
 
-# Latent pixels. The scores of a decoder's attention grow as tile^4: 1 GiB at 128.
-DECODE_TILE, DECODE_OVERLAP = 128, 32
+Progress = Callable[[Iterable], Iterable]
 
 
-@runtime_checkable
-class PatchModel(Protocol):
-    """What stitching needs of a model; `weights.model.load_model` gives one."""
+@dataclasses.dataclass(frozen=True)
+class LargeImage:
+    """A large image to be made: everything that decides it, checked before anything compiles.
 
-    spec: Mapping[str, Any]
-    patch_px: int
-    factor: int
-    latent_channels: int
-    schedule: Schedule
-
-    def denoiser(self, guidance: float) -> Denoiser:
-        """The denoiser of one patch at this guidance scale."""
-
-    def context(self, embedding: Array) -> Array:
-        """Embeddings [n, tokens, dim] -> contexts [n, tokens, width]."""
-
-    def decode(self, latent: Array) -> Array:
-        """Scaled latents [n, h, w, c] -> images [n, h * factor, w * factor, 3] in [-1, 1]."""
-
-
-def stitch(
-    model: PatchModel,
-    grid: np.ndarray,
-    height_px: int,
-    width_px: int,
-    *,
-    steps: int,
-    guidance: float,
-    stride: int,
-    window_batch: int,
-    key: Key[Array, ""],
-    progress: Callable[[Iterable], Iterable] | None = None,
-) -> UInt8[np.ndarray, "height_px width_px 3"]:
-    """Generates a large image (Graikos et al. 2024, section 3.3): slerp, consensus, DDIM, decoding.
-
-    Args:
+    Attributes:
       model: the patch model.
-      grid: float [rows, cols, tokens, dim] embeddings, unnormalised, one cell a patch. The last row
-        and column lie flush with the image's end where its size is no multiple of the patch.
+      grid: float [rows, cols, tokens, dim] embeddings, unnormalised. Cells are patches
+        `grid_stride_px` apart, the last row and column flush with the image's end.
       height_px, width_px: any size of at least one patch. The canvas is rounded up to whole latent
         pixels and the image cropped.
-      steps: of DDIM, deterministic (eta 0).
-      guidance: scale w, 1 is none.
-      stride: step between windows, latent pixels, 1 to patch_px / factor.
-      window_batch: windows denoised at once.
-      key: gives the start noise of the canvas, the only randomness.
-      progress: wraps the iterable of steps.
+      settings: see `Settings`.
+      window_batch: windows denoised at once on each device; it bounds the memory, whatever the
+        canvas.
 
     Raises:
       InputError: a grid that is not finite, does not fit the model or does not cover the image; an
-        image smaller than a patch; steps, guidance, stride or window_batch out of range. All before
-        anything is compiled.
+        image smaller than a patch; settings out of range.
     """
+
+    model: PatchModel
+    grid: np.ndarray
+    height_px: int
+    width_px: int
+    settings: Settings
+    window_batch: int
+
+    def __post_init__(self) -> None:
+        check_grid(self.grid, self.model)
+        if not 0 <= self.settings.seed < SEEDS:
+            raise InputError(f"seed {self.settings.seed}; expected 0 to {SEEDS - 1}")
+        check_size(
+            self.grid.shape[:2],
+            self.height_px,
+            self.width_px,
+            self.model.patch_px,
+            self.settings.grid_stride_px,
+            self.model.factor,
+        )
+        window_origins(self.window, self.window, self.settings.stride)
+        _ = self.plan, self.scheme, self.tile, self.denoisers
+
+    @property
+    def height(self) -> int:
+        """Of the canvas, latent pixels."""
+        return math.ceil(self.height_px / self.model.factor)
+
+    @property
+    def width(self) -> int:
+        """Of the canvas, latent pixels."""
+        return math.ceil(self.width_px / self.model.factor)
+
+    @property
+    def window(self) -> int:
+        """Side of a window, latent pixels."""
+        return self.model.patch_px // self.model.factor
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The solver's."""
+        return self.settings.sampling.plan(self.model.schedule)
+
+    @cached_property
+    def denoisers(self) -> list[Denoiser]:
+        """Of a window at each evaluation, on all devices."""
+        put: dict[int, Array] = {}  # what they share, their parameters, lies there once
+
+        def once(leaf: Array) -> Array:
+            if id(leaf) not in put:
+                put[id(leaf)] = self.replicated(leaf)
+            return put[id(leaf)]
+
+        sampling, schedule = self.settings.sampling, self.model.schedule
+        return jax.tree.map(once, sampling.denoisers(schedule, self.plan, self.model.denoiser))
+
+    @cached_property
+    def scheme(self) -> Scheme:
+        """Where the windows lie."""
+        settings, key = self.settings, jax.random.fold_in(self.key, 1)
+        sizes = self.height, self.width, self.window, settings.stride
+        return make_scheme(settings.scheme, *sizes, settings.weights, key)
+
+    @cached_property
+    def tile(self) -> tuple[int, int]:
+        """Rows and columns of windows denoised at once."""
+        layout = self.scheme.layout(0)
+        rows, columns = len(layout.origins_y), len(layout.origins_x)
+        return tile_shape(rows, columns, self.window_batch, jax.device_count())
+
+    @cached_property
+    def key(self) -> Array:
+        """Of the seed."""
+        return jax.random.key(self.settings.seed)
+
+    @cached_property
+    def mesh(self) -> Mesh | None:
+        """All devices; None where there is one."""
+        return all_devices() if jax.device_count() > 1 else None
+
+    def noise(self, evaluation: int, first_row: int, rows: int) -> Float[Array, "rows width c"]:
+        """Noise of canvas rows; the start noise is that of evaluation `noise.START`."""
+        size = {"rows": rows, "width": self.width, "channels": self.model.latent_channels}
+        return canvas_noise(jax.random.fold_in(self.key, 0), evaluation, first_row, **size)
+
+    def context(
+        self, origins_y: Int[np.ndarray, " ny"], origins_x: Int[np.ndarray, " nx"]
+    ) -> PyTree:
+        """What the denoiser makes of the embeddings of these windows: a tree of [ny, nx, ...]."""
+        spacing = self.settings.grid_stride_px // self.model.factor
+        rows, cols = (
+            cell_positions(origins, size, self.window, spacing)
+            for origins, size in ((origins_y, self.height), (origins_x, self.width))
+        )
+        # Only the cells that these windows lie between, and always as many: a grid may be large.
+        held = min(self.grid.shape[0], int(rows[-1] - rows[0]) + 3)
+        first = min(int(rows[0]), self.grid.shape[0] - held)
+        cells = jnp.asarray(self.grid[first : first + held], jnp.float32)
+        embeddings = interpolate_grid(cells, jnp.asarray(rows - first), jnp.asarray(cols))
+        context = self.model.context(embeddings.reshape(-1, *embeddings.shape[2:]))
+        shape = len(origins_y), len(origins_x)
+        return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), context)
+
+    def tiled_context(self, tiles: Tiles) -> PyTree:
+        """The contexts of a layout's windows, those that fill up its tiles included."""
+        return self.context(tiles.origins_y.reshape(-1), tiles.origins_x.reshape(-1))
+
+    def latent(self, progress: Progress | None = None) -> Float[Array, "h w c"]:
+        """The scaled latent canvas, sampled on the devices; `progress` wraps the evaluations."""
+        fixed = self.settings.scheme == "overlap"
+        known: dict[int, tuple[Tiles, PyTree]] = {}
+
+        def at(evaluation: int) -> tuple[Denoiser, PyTree]:
+            layout = self.scheme.layout(evaluation)
+            if not fixed or not known:  # contexts of windows that stay are projected once
+                tiles = tiled(layout, self.tile)
+                known[0] = self.replicated((tiles, self.tiled_context(tiles)))
+            tiles, context = known[0]
+            denoise = self.denoisers[evaluation]
+            return stitched_denoiser(
+                denoise, self.model.schedule, tiles, layout.step, self.mesh
+            ), context
+
+        def noise(evaluation: int, like: Array | None = None) -> Array:
+            return self.replicated(self.noise(evaluation, 0, self.height)[None])
+
+        return solve(self.plan, at, noise(START), noise=noise, progress=progress)[0]
+
+    def pixels(
+        self, progress: Progress | None = None
+    ) -> UInt8[np.ndarray, "{self.height_px} {self.width_px} 3"]:
+        """The image, decoded from `latent`."""
+        image = decode_canvas(
+            self.model.decode,
+            np.asarray(self.latent(progress)),
+            self.model.factor,
+            patch_tiling(self.window),
+            tile_batch=self.window_batch,
+        )
+        return image[: self.height_px, : self.width_px]
+
+    def replicated(self, tree: PyTree) -> PyTree:
+        """The tree on all devices."""
+        if self.mesh is None:
+            return tree
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+
+def generate_image(
+    model: PatchModel,
+    grid: np.ndarray,
+    *,
+    size: tuple[int, int] | None = None,
+    settings: Settings | None = None,
+    window_batch: int | None = None,
+    progress: Progress | None = None,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Generates a large image in memory (Graikos et al. 2024, section 3.3).
+
+    Embeddings are interpolated at the place of every window, windows are denoised together, their
+    clean predictions averaged, and the canvas decoded. For images beyond memory see `sweep`.
+
+    Args:
+      model: from `weights.model.load_model`.
+      grid: float [rows, cols, tokens, dim] or [rows, cols, dim] embeddings, see `LargeImage`.
+      size: (width, height), pixels; that of the grid's cells by default.
+      settings: `default_settings(model)` by default; change it by its `_replace`.
+      window_batch: windows denoised at once on each device; `default_window_batch()` by default.
+      progress: wraps the evaluations of the network, e.g. `partial(tqdm, unit="step")`.
+
+    Raises:
+      InputError: what `LargeImage` raises, before anything is compiled.
+    """
+    settings = settings or default_settings(model)
+    grid = np.asarray(grid)
+    grid = grid[:, :, None] if grid.ndim == 3 else grid
     check_grid(grid, model)
-    check_size(grid.shape[:2], height_px, width_px, model.patch_px)
-    check_settings(model, steps=steps, guidance=guidance, stride=stride)
-    window = model.patch_px // model.factor
-    height, width = math.ceil(height_px / model.factor), math.ceil(width_px / model.factor)
-    origins_y = window_origins(height, window, stride)
-    origins_x = window_origins(width, window, stride)
-    denoise = stitched_denoiser(
-        model.denoiser(guidance), model.schedule, origins_y, origins_x, window, window_batch
-    )
-
-    embeddings = interpolate_grid(
-        jnp.asarray(grid, jnp.float32),
-        jnp.asarray(cell_positions(origins_y, height, window)),
-        jnp.asarray(cell_positions(origins_x, width, window)),
-    )
-    context = model.context(embeddings.reshape(-1, *embeddings.shape[2:]))
-    noise = jax.random.normal(key, (1, height, width, model.latent_channels))
-    timesteps = trailing_timesteps(model.schedule.steps, steps)
-    canvas = ddim(denoise, model.schedule, noise, context, timesteps=timesteps, progress=progress)
-    image = decode_canvas(model.decode, canvas[0], model.factor, DECODE_TILE, DECODE_OVERLAP)
-    return image[:height_px, :width_px]
-
-
-def check_settings(model: PatchModel, *, steps: int, guidance: float, stride: int) -> None:
-    """Raises InputError unless the model can be sampled like this; see `stitch`."""
-    window = model.patch_px // model.factor
-    trailing_timesteps(model.schedule.steps, steps)
-    window_origins(window, window, stride)
-    model.denoiser(guidance)
-
-
-def check_grid(grid: np.ndarray, model: PatchModel) -> None:
-    """Raises InputError unless `grid` is finite float [rows, cols, tokens, dim] of this model."""
-    tokens, dim = model.spec["embedding"]["tokens"], model.spec["embedding"]["dim"]
-    if grid.ndim != 4 or grid.shape[2:] != (tokens, dim) or 0 in grid.shape:
-        raise InputError(
-            f"a grid of shape {list(grid.shape)}; expected [rows, cols, {tokens}, {dim}], the "
-            "embeddings this model was trained with: use its own encoder"
-        )
-    if not np.issubdtype(grid.dtype, np.floating):
-        raise InputError(f"a grid of {grid.dtype}; expected floating point embeddings")
-    if bad := int((~np.isfinite(grid)).any(axis=(2, 3)).sum()):
-        raise InputError(f"a grid with NaN or infinity in {bad} cells; embed the reference again")
-
-
-def check_size(cells: tuple[int, int], height_px: int, width_px: int, patch_px: int) -> None:
-    """Raises InputError unless the image holds a patch and needs just these (rows, cols) cells."""
-    if min(height_px, width_px) < patch_px:
-        raise InputError(
-            f"an image of {width_px}x{height_px} px; expected at least one patch, "
-            f"{patch_px}x{patch_px} px"
-        )
-    rows, cols = math.ceil(height_px / patch_px), math.ceil(width_px / patch_px)
-    if cells != (rows, cols):
-        raise InputError(
-            f"a grid of {cells[0]} rows and {cells[1]} columns for an image of "
-            f"{width_px}x{height_px} px; expected {rows} rows and {cols} columns of {patch_px} px: "
-            "change the size or the grid"
-        )
+    width, height = size or grid_size(grid.shape[:2], model.patch_px, settings.grid_stride_px)
+    batch = default_window_batch() if window_batch is None else window_batch
+    return LargeImage(model, grid, height, width, settings, batch).pixels(progress)

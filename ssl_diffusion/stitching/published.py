@@ -1,8 +1,8 @@
 """The large image as Graikos et al. 2024 (section 3.3) and their released sampler make it.
 
-Where it differs from `large_image.stitch`: the windows' x0 are averaged uniformly, DDIM is given
-noise, and the canvas is decoded window by window. Where it differs from their sampler: a canvas of
-any size, windows in bounded batches, and a network that is given the timesteps it was trained on.
+Where it differs from `large_image.generate_image` with uniform weights: DDIM is given noise, and
+the canvas is decoded window by window. Where it differs from their sampler: a canvas of any size,
+windows in bounded batches, and a network that is given the timesteps it was trained on.
 """
 
 import math
@@ -15,14 +15,17 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from ssl_diffusion.diffusion.denoiser import Denoiser
 from ssl_diffusion.diffusion.loss import add_noise
+from ssl_diffusion.diffusion.plans import make_plan
 from ssl_diffusion.diffusion.schedule import Schedule
-from ssl_diffusion.diffusion.solvers import ddim, trailing_timesteps
+from ssl_diffusion.diffusion.solvers import solve
+from ssl_diffusion.diffusion.timesteps import trailing_timesteps
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.stitching.consensus import stitched_denoiser
-from ssl_diffusion.stitching.decode import decode_canvas
+from ssl_diffusion.stitching.consensus import stitched_denoiser, tile_shape, tiled
+from ssl_diffusion.stitching.decode import Tiling, decode_canvas
 from ssl_diffusion.stitching.grid import interpolate_grid
-from ssl_diffusion.stitching.large_image import PatchModel, check_grid, check_size
-from ssl_diffusion.stitching.windows import cell_positions, window_origins
+from ssl_diffusion.stitching.schemes import Overlap
+from ssl_diffusion.stitching.settings import PatchModel, check_grid, check_size
+from ssl_diffusion.stitching.windows import cell_positions
 
 STEPS, GUIDANCE = 50, 4.0  # guidance 3 in the convention of the published code, 1 + g
 WINDOW = 64  # latent pixels
@@ -43,14 +46,14 @@ def published_image(
     window_batch: int = 16,
     progress: Callable[[Iterable], Iterable] | None = None,
 ) -> UInt8[np.ndarray, "height_px width_px 3"]:
-    """A large image with the published settings; see `large_image.stitch` for the arguments.
+    """A large image with the published settings; see `large_image.LargeImage` for the arguments.
 
     Raises:
       InputError: a grid that is not finite, does not fit the model or does not cover the image; an
         image smaller than a patch. Before anything is compiled.
     """
     check_grid(grid, model)
-    check_size(grid.shape[:2], height_px, width_px, model.patch_px)
+    check_size(grid.shape[:2], height_px, width_px, model.patch_px, model.patch_px, model.factor)
     window = model.patch_px // model.factor
     height, width = math.ceil(height_px / model.factor), math.ceil(width_px / model.factor)
     latent = published_latent(
@@ -103,27 +106,26 @@ def published_latent(
             f"a grid of {grid.shape[0]} rows and {grid.shape[1]} columns for a canvas of "
             f"{width}x{height} latent pixels; expected one cell for every {window} of them"
         )
-    origins_y, origins_x = (
-        window_origins(size, window, window // STRIDES) for size in (height, width)
-    )
+    layout = Overlap(height, width, window, window // STRIDES, "uniform").layout(0)
+    shape = tile_shape(len(layout.origins_y), len(layout.origins_x), window_batch)
+    tiles = tiled(layout, shape)
+    rows, cols = tiles.origins_y.reshape(-1), tiles.origins_x.reshape(-1)
     embeddings = interpolate_grid(
         grid,
-        jnp.asarray(cell_positions(origins_y, height, window)),
-        jnp.asarray(cell_positions(origins_x, width, window)),
+        jnp.asarray(cell_positions(rows, height, window, window)),
+        jnp.asarray(cell_positions(cols, width, window, window)),
     )
-    uniform = np.ones(window)
-    stitched = stitched_denoiser(
-        denoise, schedule, origins_y, origins_x, window, window_batch, uniform
+    context = jax.tree.map(
+        lambda leaf: leaf.reshape(len(rows), len(cols), *leaf.shape[1:]),
+        condition(embeddings.reshape(-1, *grid.shape[2:])),
     )
+    stitched = stitched_denoiser(denoise, schedule, tiles, layout.step)
     # Noise taken for a clean image and noised again: standard normal like its parts.
     start = add_noise(noise, draw(1), *schedule.at(jnp.float32(timesteps[:1])))
-    return ddim(
-        stitched,
-        schedule,
+    return solve(
+        make_plan("ddim", schedule, timesteps, eta=published_eta(schedule, timesteps)),
+        lambda step: (stitched, context),
         start,
-        condition(embeddings.reshape(-1, *grid.shape[2:])),
-        timesteps=timesteps,
-        eta=published_eta(schedule, timesteps),
         noise=lambda step, like: draw(step + 2),
         progress=progress,
     )
@@ -155,7 +157,7 @@ def decode_windows(
     """
     # r^2 = x^2 + y^2: the weights are a product of one along each axis.
     overlap = window - window // STRIDES
-    return decode_canvas(decode, latent, factor, window, overlap, profile=_gaussian)
+    return decode_canvas(decode, latent, factor, Tiling(window, overlap), profile=_gaussian)
 
 
 def keyed_draws(key: Key[Array, ""], shape: tuple[int, int, int, int]) -> Draw:

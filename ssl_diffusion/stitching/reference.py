@@ -1,8 +1,10 @@
 """Where a grid comes from: the patches of a reference image, or a file. No pixel goes further."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -21,11 +23,12 @@ def embed_region(
     embed: Callable[[np.ndarray], np.ndarray],
     region: tuple[int, int, int, int],
     patch_px: int,
+    stride_px: int,
     progress: Callable[[Iterable], Iterable] | None = None,
 ) -> Float[np.ndarray, "rows cols tokens dim"]:
-    """Embeds a region patch by patch: ceil(size / patch) cells each way.
+    """Embeds a region, a patch at every `stride_px`.
 
-    Where the region is no multiple of the patch, the cells of the last row and column are read
+    Where patches so placed do not end with the region, those of the last row and column are read
     shifted inward, flush with its end, so that nothing outside the region is looked at.
 
     Args:
@@ -33,6 +36,7 @@ def embed_region(
       embed: uint8 [n, patch, patch, 3] -> float32 [n, tokens, dim].
       region: x, y, width, height in pixels.
       patch_px: what the encoder sees.
+      stride_px: from patch to patch; patch_px tiles the region, less makes a dense grid.
       progress: wraps the iterable of patches.
 
     Raises:
@@ -44,8 +48,8 @@ def embed_region(
             f"a reference region of {width}x{height} px; expected at least one patch, "
             f"{patch_px}x{patch_px} px"
         )
-    rows = y + window_origins(height, patch_px, patch_px)
-    cols = x + window_origins(width, patch_px, patch_px)
+    rows = y + window_origins(height, patch_px, stride_px)
+    cols = x + window_origins(width, patch_px, stride_px)
     corners = [(int(col), int(row)) for row in rows for col in cols]
     patches, embeddings = [], []
     for number, corner in enumerate(progress(corners) if progress else corners, start=1):
@@ -58,7 +62,7 @@ def embed_region(
 
 
 def load_grid(path: str | Path) -> np.ndarray:
-    """Reads a grid from .npy, or from .safetensors that hold one tensor (or one named "grid").
+    """Reads a grid from .npy, or from .safetensors or HDF5 of one array (or one named "grid").
 
     [rows, cols, dim] is taken as one token a cell: what comes back has [rows, cols, tokens, dim].
 
@@ -66,29 +70,40 @@ def load_grid(path: str | Path) -> np.ndarray:
       InputError: no such file, not such a file, or another number of axes.
     """
     path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no grid at {path}; give an existing file")
     try:
         if path.suffix == ".npy":
             with path.open("rb") as file:
                 grid = np.lib.format.read_array(file, allow_pickle=False)
         elif path.suffix == ".safetensors":
-            tensors = safetensors.numpy.load_file(path)
-            if len(tensors) != 1 and "grid" not in tensors:
-                raise InputError(f"grid {path} holds {sorted(tensors)}; expected one, 'grid'")
-            grid = tensors["grid"] if "grid" in tensors else next(iter(tensors.values()))
+            grid = _only(path, safetensors.numpy.load_file(path))
+        elif path.suffix in (".h5", ".hdf5"):
+            with h5py.File(path) as file:
+                arrays = {n: item for n, item in file.items() if isinstance(item, h5py.Dataset)}
+                grid = _only(path, arrays)[()]
         else:
-            raise InputError(f"grid {path} is neither .npy nor .safetensors; save it as either")
+            raise InputError(
+                f"grid {path} is no .npy, .safetensors or .h5; save it as one of these"
+            )
     except InputError:
         raise
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise InputError(f"grid {path} cannot be read ({error}); save it again") from None
-    if grid.ndim == 3:
-        grid = grid[:, :, None]
-    if grid.ndim != 4:
+    if not isinstance(grid, np.ndarray) or grid.ndim not in (3, 4):
         raise InputError(
-            f"grid {path} has shape {list(grid.shape)}; expected [rows, cols, dim] or "
+            f"grid {path} has shape {list(np.shape(grid))}; expected [rows, cols, dim] or "
             "[rows, cols, tokens, dim]"
         )
-    return grid
+    grid = grid.astype(np.float32) if grid.dtype.name == "bfloat16" else grid
+    return grid if grid.ndim == 4 else grid[:, :, None]
+
+
+def _only(path: Path, arrays: Mapping[str, Any]) -> Any:
+    """The array called "grid", or the only one."""
+    if len(arrays) != 1 and "grid" not in arrays:
+        raise InputError(f"grid {path} holds {sorted(arrays)}; expected one, 'grid'")
+    return arrays["grid"] if "grid" in arrays else next(iter(arrays.values()))
 
 
 def save_grid(path: str | Path, grid: Float[np.ndarray, "rows cols tokens dim"]) -> None:
