@@ -1,9 +1,11 @@
 """How every command starts: flags in, one clear line and exit code 2 when the input is unusable."""
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 from absl import flags
@@ -12,13 +14,16 @@ from ssl_diffusion.errors import InputError, disk_is_full
 
 
 def run(
-    main: Callable[[], None] | Mapping[str, Callable[[], None]], flag_values: flags.FlagValues
+    main: Callable[..., None] | Mapping[str, Callable[[], None]],
+    flag_values: flags.FlagValues,
+    argument: str | None = None,
 ) -> None:
     """Parses a command's own flags, runs `main` and exits: 0 when it worked, 2 on unusable input.
 
     Of a command that does several things, `main` has them by name: the first argument says which.
-    Every command has its own `flag_values`, so that several can be imported side by side. A disk
-    that is full is unusable input too: what had been saved before stays as it was.
+    Where `argument` names one (a file, say), `main` takes the one word that is written without a
+    flag. Every command has its own `flag_values`, so that several can be imported side by side. A
+    disk that is full is unusable input too: what had been saved before stays as it was.
     """
     if "--help" in sys.argv:
         print(sys.modules["__main__"].__doc__, flag_values.get_help(), sep="\n")
@@ -32,6 +37,11 @@ def run(
             if len(words) != 1 or words[0] not in main:
                 raise InputError(f"found {words or 'nothing'} to do, expected {' or '.join(main)}")
             main[words[0]]()
+            return
+        if argument:
+            if len(words) != 1:
+                raise InputError(f"found {words or 'no argument'}, expected one, {argument}")
+            main(words[0])
             return
         if words:
             raise InputError(f"unexpected argument {words[0]!r}; flags are written --name=value")
@@ -49,12 +59,21 @@ def run(
         )
 
 
+def parse_numbers(
+    flag: str, text: str, separator: str, count: int, meaning: str
+) -> tuple[int, ...]:
+    """Whole numbers from a flag's text; InputError unless there are `count`."""
+    if not re.fullmatch(separator.join([r"-?\d+"] * count), text):
+        raise InputError(f"--{flag}={text}; expected {meaning}")
+    return tuple(int(number) for number in text.split(separator))
+
+
 def _parse(flag_values: flags.FlagValues) -> list[str]:
     """Parses the command line; returns what is no flag.
 
     Raises InputError for whatever is wrong with it or with its config.
     """
-    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+    for argument, following in zip_longest(sys.argv[1:], sys.argv[2:], fillvalue=""):
         name, _, value = argument.lstrip("-").partition("=")
         path = (value or following).split(":")[0]
         if name == "config" and not Path(path).is_file():
