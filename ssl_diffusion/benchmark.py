@@ -1,229 +1,164 @@
-"""How fast a denoiser runs, against what the same machine reaches in a matrix product.
+"""How fast this machine denoises and stitches, against what it reaches in a matrix product.
 
 python -m ssl_diffusion.benchmark denoiser [--json] [--networks=unet,dit] [--batches=1,4,16,64]
+python -m ssl_diffusion.benchmark stitching [--json] [--network=unet] [--sizes=512,1024,2048,4096]
+python -m ssl_diffusion.benchmark savings [--json] [--network=unet]
+python -m ssl_diffusion.benchmark quality --model=DIR --reference=SLIDE --region=x,y,w,h [--json]
+python -m ssl_diffusion.benchmark topology --topology=v5e:4x4 [--json]
 
-Prints seconds per forward, TFLOP/s and their ratio to the best product of 2048^3 and 4096^3
+`denoiser`: seconds per forward, TFLOP/s and their ratio to the best product of 2048^3 and 4096^3
 measured in the same run, for the published sizes: the U-Net of configs/bracs.py (latents 64x64x3)
-and the DiT of the pan-cancer model (latents 32x32x16). FLOP are those of the convolutions and
-products alone, counted in the traced program. On a CPU, set what launch/environment.sh does first.
+and the DiT of the pan-cancer model (latents 32x32x16). `stitching`: what an evaluation of a canvas
+costs in each scheme, and the network's share of it. `savings`: what each trick saves, and how much
+it changes the result. `quality`: what schemes, solvers, steps and dense grids of a model of yours
+cost and give on a real region, in pixels of the model's resolution. `topology`: compiles an
+evaluation for TPU chips that are not at hand (needs jax[tpu], no TPU) and prints memory and FLOP.
+FLOP are those of the convolutions and products alone, counted in the traced program. On a CPU, set
+what launch/environment.sh does first.
 """
 
 import json
-import math
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from jaxtyping import PyTree
-from tqdm import tqdm
+from jax.experimental import topologies
 
 from ssl_diffusion import cli
-from ssl_diffusion.devices import shardings
+from ssl_diffusion.benchmarks import denoiser, quality, savings, stitching
+from ssl_diffusion.benchmarks.published import SIZES
+from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.machine import hardware
-from ssl_diffusion.models.build import PRECISIONS, build_network
-from ssl_diffusion.models.layers import project_context
+from ssl_diffusion.models.build import PRECISIONS
+from ssl_diffusion.stitching.settings import default_window_batch
+from ssl_diffusion.weights.model import load_model
 
 FLAGS = flags.FlagValues()
-NETWORKS = flags.DEFINE_list(
-    "networks", ["unet", "dit"], "of the published sizes: unet, dit", flag_values=FLAGS
-)
+NETWORKS = flags.DEFINE_list("networks", ["unet", "dit"], "denoiser: which", flag_values=FLAGS)
 BATCHES = flags.DEFINE_list(
-    "batches", ["1", "4", "16", "64"], "windows in one forward", flag_values=FLAGS
+    "batches", ["1", "4", "16", "64"], "denoiser: windows in one forward", flag_values=FLAGS
 )
-TYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "float32, bfloat16", flag_values=FLAGS)
-TOKENS = flags.DEFINE_integer("tokens", 1, "of context", lower_bound=1, flag_values=FLAGS)
+TYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "denoiser: which", flag_values=FLAGS)
+TOKENS = flags.DEFINE_integer("tokens", 1, "denoiser: of context", lower_bound=1, flag_values=FLAGS)
+NETWORK = flags.DEFINE_enum("network", "unet", [*SIZES], "of the others", flag_values=FLAGS)
+DTYPE = flags.DEFINE_enum("dtype", "float32", [*PRECISIONS], "of the others", flag_values=FLAGS)
+IMAGE_SIZES = flags.DEFINE_list(
+    "sizes", ["512", "1024", "2048", "4096"], "stitching: px", flag_values=FLAGS
+)
+STRIDES = flags.DEFINE_list(
+    "strides", None, "stitching: latent px; 1/4 and 1/2 window by default", flag_values=FLAGS
+)
+WINDOW_BATCH = flags.DEFINE_integer(
+    "window_batch", None, "windows at once on each device", lower_bound=1, flag_values=FLAGS
+)
+GUIDANCE = flags.DEFINE_float("guidance", 4.0, "scale w; 1 is none", flag_values=FLAGS)
+SECONDS = flags.DEFINE_float(
+    "seconds", 60.0, "stitching: longer evaluations are measured on a part", flag_values=FLAGS
+)
+TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "topology: which TPU", flag_values=FLAGS)
+MODEL = flags.DEFINE_string("model", None, "quality: model folder", flag_values=FLAGS)
+REFERENCE = flags.DEFINE_string("reference", None, "quality: real image", flag_values=FLAGS)
+REGION = flags.DEFINE_string("region", None, "quality: x,y,w,h of it, px", flag_values=FLAGS)
+SEED = flags.DEFINE_integer("seed", 0, "quality: of the images", flag_values=FLAGS)
 JSON = flags.DEFINE_bool("json", False, "print JSON instead of a table", flag_values=FLAGS)
 
-SIZES: dict[str, tuple[dict[str, Any], tuple[int, int, int], int]] = {  # latent, context width
-    "unet": (
-        {
-            "name": "unet",
-            "base_channels": 192,
-            "channel_multipliers": (1, 2, 3, 5),
-            "blocks_per_level": 2,
-            "attention_levels": (1, 2, 3),
-            "heads": 1,
-            "out_channels": 3,
-        },
-        (64, 64, 3),
-        512,
-    ),
-    "dit": (
-        {
-            "name": "dit",
-            "patch_size": 2,
-            "width": 1152,
-            "depth": 28,
-            "heads": 16,
-            "out_channels": 32,
-            "interpolation_scale": 0.5,
-        },
-        (32, 32, 16),
-        1152,
-    ),
-}
-PRODUCTS = (2048, 4096)
-SECONDS, RUNS = 2.0, 3  # a measurement repeats for so long, and so often at least
 
-
-def denoiser() -> None:
-    """Measures what the flags say and prints it."""
+def measure_denoiser() -> None:
+    """`benchmark denoiser`."""
     for name, given, known in (
         ("networks", NETWORKS.value, SIZES),
         ("dtypes", TYPES.value, PRECISIONS),
     ):
         if unknown := set(given) - set(known):
             raise InputError(f"--{name}={','.join(unknown)}; expected {', '.join(known)}")
-    if not all(batch.isdigit() and int(batch) for batch in BATCHES.value):
-        raise InputError(f"--batches={','.join(BATCHES.value)}; expected whole numbers, as 1,4")
-    result = {"hardware": hardware(), "jax": jax.__version__, "rows": []}
-    total = len(TYPES.value) * (1 + len(NETWORKS.value) * len(BATCHES.value))
-    with tqdm(total=total, unit="measurement") as bar:
-        for row in measure(bar):
-            result["rows"].append(row)
-    print(json.dumps(result, indent=2) if JSON.value else table(result))
+    batches = numbers("batches", BATCHES.value)
+    rows = [*denoiser.measure(NETWORKS.value, TYPES.value, batches, TOKENS.value)]
+    show(rows, denoiser.table(rows))
 
 
-def measure(bar: tqdm) -> Iterator[dict[str, Any]]:
-    """One row for each network, number format and batch."""
-    for dtype in TYPES.value:
-        bar.set_description(f"product {dtype}")
-        products = {size: product_rate(size, dtype) for size in PRODUCTS}
-        bar.update()
-        for name in NETWORKS.value:
-            params = None
-            for batch in map(int, BATCHES.value):
-                bar.set_description(f"{name} {dtype} batch {batch}")
-                architecture, latent, width = SIZES[name]
-                network = build_network(architecture, PRECISIONS[dtype])
-                inputs = latents(latent, width, batch)
-                params = params or filled(network, inputs, PRECISIONS[dtype].params)
-                seconds, flop = forward(network, params, inputs)
-                rate = flop / seconds / 1e12
-                yield {
-                    "network": name,
-                    "dtype": dtype,
-                    "batch": batch,
-                    "seconds": seconds,
-                    "seconds_per_latent": seconds / batch,
-                    "gflop_per_latent": flop / batch / 1e9,
-                    "tflops": rate,
-                    "product_tflops": {str(size): value for size, value in products.items()},
-                    "of_product": rate / max(products.values()),
-                }
-                bar.update()
-
-
-def product_rate(size: int, dtype: str) -> float:
-    """TFLOP/s of a square product, over all devices: each multiplies its share of the rows."""
-    rows, replicated = shardings()
-    a = jax.device_put(np.ones((size, size), jnp.dtype(dtype)), rows)
-    b = jax.device_put(np.ones((size, size), jnp.dtype(dtype)), replicated)
-    return 2 * size**3 / repeated(jax.jit(jnp.matmul), a, b) / 1e12
-
-
-def latents(
-    shape: tuple[int, int, int], width: int, batch: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Latents, timesteps and context tokens, split over the devices that the batch fills."""
-    rng = np.random.default_rng(0)
-    arrays = (
-        rng.standard_normal((batch, *shape), np.float32),
-        np.linspace(999, 0, batch, dtype=np.float32),
-        rng.standard_normal((batch, TOKENS.value, width), np.float32),
-    )
-    return tuple(jax.device_put(arrays, split(batch)))
-
-
-def split(batch: int) -> Any:
-    """Where a batch lies: over all devices, or on the first where it does not divide."""
-    rows, _ = shardings()
-    return rows if batch % jax.device_count() == 0 else jax.devices()[0]
-
-
-def filled(network: nn.Module, inputs: tuple[jax.Array, ...], dtype: str) -> PyTree:
-    """Parameters of a sensible size: values do not change the time, and drawing them takes long."""
-    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
-
-    def fill(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        fan_in = math.prod(leaf.shape[:-1])
-        return np.full(leaf.shape, 1 / math.sqrt(max(fan_in, 1)), jnp.dtype(dtype))
-
-    return jax.tree.map(fill, shapes)
-
-
-def forward(network: nn.Module, params: PyTree, inputs: tuple[jax.Array, ...]) -> tuple[float, int]:
-    """(seconds, FLOP) of one forward, the context projected beforehand as a sampler does."""
-    latent, timestep, tokens = inputs
-    where = split(len(latent))
-    if len(latent) % jax.device_count() == 0:
-        _, where = shardings()
-    params = jax.device_put(params, where)
-    context = jax.jit(partial(project_context, dtype=network.dtype))(params, tokens)
-
-    def apply(params: PyTree, latent: jax.Array, timestep: jax.Array, context: PyTree) -> jax.Array:
-        return network.apply({"params": params}, latent, timestep, context)
-
-    arguments = params, latent, timestep, context
-    flop = matmul_flop(jax.make_jaxpr(apply)(*arguments).jaxpr)
-    return repeated(jax.jit(apply), *arguments), flop
-
-
-def matmul_flop(jaxpr: Any) -> int:
-    """FLOP of the products and convolutions in a traced program, nested ones included."""
-    total = 0
-    for equation in jaxpr.eqns:
-        out = math.prod(equation.outvars[0].aval.shape)
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2 * out * math.prod(shape[axis] for axis in contracted)
-        elif equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-            total += 2 * out * math.prod(kernel) // features
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            total += matmul_flop(inner) if hasattr(inner, "eqns") else 0
-    return total
-
-
-def repeated(run: Callable, *arguments: Any) -> float:
-    """Median seconds of a call, after two that warm it up."""
-    for _ in range(2):
-        jax.block_until_ready(run(*arguments))
-    taken: list[float] = []
-    while len(taken) < RUNS or sum(taken) < SECONDS:
-        start = time.perf_counter()
-        jax.block_until_ready(run(*arguments))
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
-
-
-def table(result: dict[str, Any]) -> str:
-    """The rows as text."""
-    machine = ", ".join(f"{name} {value}" for name, value in result["hardware"].items())
-    lines = [
-        f"{machine}, jax {result['jax']}",
-        f"{'network':8}{'type':10}{'batch':>6}{'s/latent':>10}{'GFLOP':>8}{'TFLOP/s':>9}"
-        f"{'product':>9}{'ratio':>7}",
-    ]
-    for row in result["rows"]:
-        best = max(row["product_tflops"].values())
-        lines.append(
-            f"{row['network']:8}{row['dtype']:10}{row['batch']:6}{row['seconds_per_latent']:10.4f}"
-            f"{row['gflop_per_latent']:8.1f}{row['tflops']:9.3f}{best:9.3f}{row['of_product']:7.2f}"
+def measure_stitching() -> None:
+    """`benchmark stitching`."""
+    window = SIZES[NETWORK.value][1][0]
+    strides = numbers("strides", STRIDES.value or [str(window // 4), str(window // 2)])
+    rows = [
+        *stitching.measure(
+            NETWORK.value,
+            DTYPE.value,
+            numbers("sizes", IMAGE_SIZES.value),
+            strides,
+            WINDOW_BATCH.value or default_window_batch(),
+            GUIDANCE.value,
+            SECONDS.value,
         )
-    return "\n".join(lines)
+    ]
+    show(rows, stitching.table(rows))
+
+
+def measure_savings() -> None:
+    """`benchmark savings`."""
+    rows = [*savings.measure(NETWORK.value, DTYPE.value, WINDOW_BATCH.value or 4)]
+    show(rows, savings.table(rows))
+
+
+def measure_quality() -> None:
+    """`benchmark quality`."""
+    if not (MODEL.value and REFERENCE.value and REGION.value):
+        raise InputError("quality needs --model, --reference and --region")
+    region = cli.parse_numbers("region", REGION.value, ",", 4, "x,y,width,height in pixels")
+    model = load_model(MODEL.value)
+    picture = open_image(REFERENCE.value).at(model.mpp)
+    picture.check_region(*region)
+    batch = WINDOW_BATCH.value or default_window_batch()
+    rows = [*quality.measure(model, picture, region, batch, SEED.value)]
+    show(rows, quality.table(rows))
+
+
+def compile_topology() -> None:
+    """`benchmark topology`."""
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY.value)
+    except Exception as error:  # of many types: no libtpu, no such topology
+        raise InputError(
+            f"--topology={TOPOLOGY.value} cannot be compiled for ({error}); install jax[tpu] and "
+            "set TPU_SKIP_MDS_QUERY=1"
+        ) from None
+    sizes = numbers("sizes", IMAGE_SIZES.value)
+    stride = numbers("strides", STRIDES.value or [str(SIZES[NETWORK.value][1][0] // 2)])[0]
+    batch, guidance = WINDOW_BATCH.value or 16, GUIDANCE.value
+    result = stitching.compile_for(
+        topology, NETWORK.value, DTYPE.value, sizes[-1], stride, batch, guidance
+    )
+    result = {"topology": TOPOLOGY.value, "network": NETWORK.value, "size_px": sizes[-1]} | result
+    print(json.dumps(result, indent=2))
+
+
+def numbers(flag: str, given: Sequence[str]) -> list[int]:
+    """Whole numbers above 0 from a list flag; InputError for others."""
+    if not all(text.isdigit() and int(text) for text in given):
+        raise InputError(f"--{flag}={','.join(given)}; expected whole numbers, as 1,4")
+    return [int(text) for text in given]
+
+
+def show(rows: Sequence[dict[str, Any]], table: str) -> None:
+    """Prints the rows with the machine they were measured on."""
+    machine = hardware()
+    if JSON.value:
+        print(json.dumps({"hardware": machine, "jax": jax.__version__, "rows": rows}, indent=2))
+        return
+    print(
+        ", ".join(f"{key} {value}" for key, value in machine.items()) + f", jax {jax.__version__}"
+    )
+    print(table)
 
 
 if __name__ == "__main__":
-    cli.run({"denoiser": denoiser}, FLAGS)
+    words = {
+        "denoiser": measure_denoiser,
+        "stitching": measure_stitching,
+        "savings": measure_savings,
+        "quality": measure_quality,
+        "topology": compile_topology,
+    }
+    cli.run(words, FLAGS)
