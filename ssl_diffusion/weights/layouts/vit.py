@@ -48,7 +48,7 @@ def architecture(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -
     hidden = size("blocks_{}/mlp/linear_2/kernel") // max(width, 1)
     hidden_1 = size("blocks_{}/mlp/linear_1/bias")
     hidden_1 = hidden_1 or size("blocks_{}/mlp/linear_1/kernel") // max(width, 1)
-    if not hidden or not hidden_1:
+    if not width or not hidden or not hidden_1:
         raise InputError(
             f"not a whole {layout} encoder: its norms, or the layers of its MLPs, are missing or "
             "empty; without any of them the architecture is unknown"
