@@ -238,8 +238,8 @@ def test_a_killed_run_goes_on_with_the_same_command(model, made, tmp_path, monke
         (["{grid}", "--output={tmp}/notes.png"], ["notes.json exists already", "--overwrite"]),
         (["{grid}", "--output={tmp}/x.png", "--compression=jpeg"], ["jpeg compression of a .png"]),
         (["--grid={tmp}/wide.npy"], ["[2, 2, 1, 64]", "[rows, cols, 1, 192]"]),
-        (["--grid={tmp}/nan.npy"], ["NaN or infinity in 1 cells"]),
-        (["--grid={tmp}/none.npy"], ["none.npy cannot be read"]),
+        (["--grid={tmp}/nan.npy"], ["NaN, infinity", "in 1 cells"]),
+        (["--grid={tmp}/none.npy"], ["no grid at", "none.npy"]),
         (["--grid={tmp}/text.svs"], ["no .npy, .safetensors or .h5"]),
         (["--reference={tmp}/text.svs"], ["no slide"]),
         (["--reference={tmp}/plain.png"], ["does not say its µm per pixel", "--reference_mpp"]),
@@ -247,6 +247,15 @@ def test_a_killed_run_goes_on_with_the_same_command(model, made, tmp_path, monke
         ([f"--reference={SLIDE}", "--region=0,0,512,63"], ["512x63 px; expected at least one"]),
         ([f"--reference={SLIDE}", f"--region={REGION}", "--level=9"], ["level 9"]),
         (["{grid}", "--model={tmp}"], ["model.json"]),
+        (["{grid}", "--save_grid={tmp}/nan.npy"], ["nan.npy exists already", "--overwrite"]),
+        (["{grid}", "--seed=4294967296"], ["seed 4294967296; expected 0 to 4294967295"]),
+        (["{grid}", "--max_canvas_gb=nan"], ["--max_canvas_gb=nan; expected a finite number"]),
+        (["{grid}", "--window_batch=\u00b2"], ["expected auto, or a whole number"]),
+        ([f"--reference={SLIDE}", "--level=0"], ["what --region counts in", "leave them out"]),
+        (
+            [f"--reference={SLIDE}", "--region=0,0,128,96", "--size=96x128"],
+            ["--size=96x128 of a reference region of 128x96 px"],
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -15,6 +15,7 @@ from ssl_diffusion.devices import all_devices
 from ssl_diffusion.diffusion.denoiser import Denoiser
 from ssl_diffusion.diffusion.plans import Plan
 from ssl_diffusion.diffusion.solvers import solve
+from ssl_diffusion.errors import InputError
 from ssl_diffusion.stitching.consensus import Tiles, stitched_denoiser, tile_shape, tiled
 from ssl_diffusion.stitching.decode import decode_canvas, patch_tiling
 from ssl_diffusion.stitching.grid import interpolate_grid
