@@ -85,6 +85,7 @@ def test_grids_without_a_token_axis_have_one_token(tmp_path):
 def test_grid_files_that_are_none_are_named(tmp_path):
     for suffix in ("npy", "safetensors", "h5"):
         (tmp_path / f"text.{suffix}").write_text("no array")
+    (tmp_path / "grid.txt").write_text("no array")
     np.save(tmp_path / "flat.npy", np.zeros((2, 2)))
     np.save(tmp_path / "object.npy", np.array([{}]), allow_pickle=True)
     safetensors.numpy.save_file({"a": np.zeros(1), "b": np.zeros(1)}, tmp_path / "two.safetensors")
@@ -95,9 +96,9 @@ def test_grid_files_that_are_none_are_named(tmp_path):
     with h5py.File(tmp_path / "scalar.h5", "w") as file:
         file["grid"] = 3.0
     for name, message in [
-        ("absent.npy", "cannot be read"),
-        ("absent.safetensors", "cannot be read"),
-        ("absent.h5", "cannot be read"),
+        ("absent.npy", "no grid at"),
+        ("absent.safetensors", "no grid at"),
+        ("absent.h5", "no grid at"),
         ("text.npy", "cannot be read"),
         ("text.safetensors", "cannot be read"),
         ("text.h5", "cannot be read"),
