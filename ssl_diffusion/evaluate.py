@@ -37,7 +37,7 @@ from ssl_diffusion.evaluation.report import LargeImage, Pair, html_page
 from ssl_diffusion.evaluation.roundtrip import reconstruct, reconstruct_region
 from ssl_diffusion.evaluation.seams import border_lines
 from ssl_diffusion.files import read_json, replacing, write_json
-from ssl_diffusion.stitching.reference import embed_region
+from ssl_diffusion.stitching.reference import embed_image
 from ssl_diffusion.stitching.windows import window_origins
 from ssl_diffusion.weights.model import Model, load_model
 
@@ -190,10 +190,7 @@ def evaluate_large_image(
     }
 
     def cells(image: UInt8[np.ndarray, "h w 3"], what: str) -> Float[np.ndarray, "cells d"]:
-        def read(x: int, y: int, w: int, h: int) -> UInt8[np.ndarray, "h w 3"]:
-            return image[y : y + h, x : x + w]
-
-        grid = embed_region(read, model.encoder.embed, (0, 0, width, height), patch, patch)
+        grid = embed_image(image, model.encoder.embed, patch, patch)
         return one_vector(grid.reshape(-1, *grid.shape[2:]), what)
 
     def lines(size: int) -> np.ndarray:

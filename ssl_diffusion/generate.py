@@ -184,6 +184,8 @@ def main() -> None:
     beside = output.with_suffix(".json")
     if beside.exists() and not overwrite:
         raise InputError(f"{beside} exists already; give --overwrite or another name")
+    if SAVE_GRID.value:
+        check_writable(Path(SAVE_GRID.value), overwrite)
 
     if picture:
         bar = partial(tqdm, desc="embed", unit="patch")
@@ -213,8 +215,6 @@ def check_flags() -> None:
         raise InputError("--level and --mpp both say what --region counts in; give one")
     if SAVE_GRID.value and Path(SAVE_GRID.value).suffix != ".npy":
         raise InputError(f"--save_grid={SAVE_GRID.value} does not end in .npy; name the file so")
-    if SAVE_GRID.value:
-        check_writable(Path(SAVE_GRID.value), OVERWRITE.value)
     if (LEVEL.value is not None or MPP.value is not None) and not REGION.value:
         raise InputError(
             "--level and --mpp say what --region counts in; without one, leave them out"
@@ -297,8 +297,7 @@ def write(output: Path, levels: list[Any], described: dict[str, Any]) -> None:
 
 def canvas_gb(image: LargeImage) -> float:
     """The solver's state and the pixels, in memory."""
-    state = (1 + image.plan.memory) * image.height * image.width * image.model.latent_channels * 4
-    return (state + image.height_px * image.width_px * 3) / 1e9
+    return (4 * math.prod(image.state_shape) + image.height_px * image.width_px * 3) / 1e9
 
 
 def read_settings(model: Model, grid_stride_px: int) -> Settings:

@@ -3,9 +3,9 @@
 python -m ssl_diffusion.view OUT.tif [--reference=SLIDE_OR_IMAGE] [--region=x,y,w,h] [--port=8000]
 
 Serves a page to browsers on this machine until Ctrl-C; it works without a network. What `generate`
-wrote into the image (or, of a PNG, into the .json beside it) says which reference and region it was
-made from, where the grid's cells lie and how large a pixel is; where it says nothing the page does
-without. `/?grid=1` opens the page with the grid drawn.
+wrote into the image (or, failing that, into the .json beside it) says which reference and region it
+was made from, where the grid's cells lie and how large a pixel is; where it says nothing the page
+does without. `/?grid=1` opens the page with the grid drawn.
 """
 
 import json
@@ -18,6 +18,7 @@ from typing import Any
 import openslide
 from absl import flags
 from openslide.deepzoom import DeepZoomGenerator
+from PIL import Image
 
 from ssl_diffusion import cli, demo
 from ssl_diffusion.data.slides import SAME_RESOLUTION, open_slide
@@ -108,8 +109,11 @@ def make_server(path: str, reference: str | None, region: Box | None, port: int)
 
 
 def read_settings(path: str, slide: openslide.AbstractSlide) -> dict[str, Any]:
-    """What generate wrote of the image: in its TIFF description, else in the .json beside it."""
+    """What generate wrote of the image: in the file itself, else in the .json beside it."""
     texts = [slide.properties.get("tiff.ImageDescription", "")]
+    if isinstance(slide, openslide.ImageSlide):
+        with Image.open(path) as image:
+            texts.append(image.info.get("Description", ""))
     with suppress(OSError, UnicodeDecodeError):
         texts.append(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
     for text in texts:

@@ -186,9 +186,10 @@ def test_a_killed_run_goes_on_with_the_same_command(model, made, tmp_path, monke
         "--steps=4",
     ]
     output, folder = tmp_path / "image.png", tmp_path / "image.png.unfinished"
+    saves = f"--save_grid={tmp_path / 'grid.npy'}"  # there already when the run goes on
     killed = subprocess.Popen(
         [sys.executable, "-m", "ssl_diffusion.generate", "--window_batch=4"]
-        + [*arguments, f"--output={output}"],
+        + [*arguments, f"--output={output}", saves],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
@@ -204,7 +205,7 @@ def test_a_killed_run_goes_on_with_the_same_command(model, made, tmp_path, monke
     assert killed.wait() == -signal.SIGKILL and not output.exists()
 
     monkeypatch.setattr(Sweep, "_start", lambda *arguments: pytest.fail("started anew"))
-    run(*arguments, f"--output={output}")
+    run(*arguments, f"--output={output}", saves)
     monkeypatch.undo()
     run(*arguments, f"--output={tmp_path / 'whole.png'}")
     np.testing.assert_array_equal(pixels(output), pixels(tmp_path / "whole.png"))

@@ -257,9 +257,13 @@ def test_what_is_not_recorded_turns_features_off(settings, tmp_path):
         assert (tile(server, "/synthetic_files/7/0_0.png") == [255, 0, 0]).all()
 
 
-def test_settings_beside_a_png_are_read(pixels, tmp_path):
-    Image.fromarray(pixels).save(tmp_path / "image.png")
-    (tmp_path / "image.json").write_text(json.dumps(SETTINGS | {"grid_stride_px": 32}))
+@pytest.mark.parametrize("inside", [True, False])
+def test_settings_in_a_png_or_beside_it_are_read(inside, pixels, tmp_path):
+    settings, text = json.dumps(SETTINGS | {"grid_stride_px": 32}), PngImagePlugin.PngInfo()
+    if inside:  # as generate writes it; what lies beside may be of another image of that name
+        text.add_text("Description", settings)
+    Image.fromarray(pixels).save(tmp_path / "image.png", pnginfo=text)
+    (tmp_path / "image.json").write_text("{}" if inside else settings)
     with serving(tmp_path / "image.png") as server:
         known = about(server)
         assert len(known["images"]) == 2

@@ -15,8 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from ssl_diffusion.diffusion.denoiser import Denoiser, make_denoiser
 from ssl_diffusion.diffusion.schedule import Schedule, make_schedule
 from ssl_diffusion.models.build import PRECISIONS, build_network
-from ssl_diffusion.models.layers import project_context
-from ssl_diffusion.weights.model import Apply
+from ssl_diffusion.weights.model import Apply, project
 
 SIZES: dict[str, tuple[dict[str, Any], tuple[int, int, int], int]] = {  # fields, latent, context
     "unet": (
@@ -70,7 +69,7 @@ class PublishedDenoiser:
       name: of SIZES.
       dtype: of parameters and arithmetic, of PRECISIONS.
       tokens: of a context.
-      params: of the network; None makes some.
+      params: of the network; None until `filled`.
     """
 
     name: str
@@ -126,7 +125,7 @@ class PublishedDenoiser:
 
     def context(self, embedding: Float[Any, "n tokens width"]) -> PyTree:
         """What the layers make of context tokens, once for all steps."""
-        return _project(self.params, jnp.asarray(embedding), PRECISIONS[self.dtype].compute)
+        return project(self.params, jnp.asarray(embedding), PRECISIONS[self.dtype].compute)
 
     def denoiser(self, guidance: float) -> Denoiser:
         """The denoiser, of eps."""
@@ -143,6 +142,3 @@ class PublishedDenoiser:
     def decode(self, latent: Array) -> Array:
         """There is no first stage."""
         raise NotImplementedError
-
-
-_project = jax.jit(project_context, static_argnums=2)

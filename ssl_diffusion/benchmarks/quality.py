@@ -6,22 +6,19 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from ssl_diffusion.data.slides import Picture
 from ssl_diffusion.diffusion.sampling import Sampling
-from ssl_diffusion.diffusion.solvers import solve
 from ssl_diffusion.evaluation.agreement import paired_similarity
 from ssl_diffusion.evaluation.features import one_vector
 from ssl_diffusion.evaluation.frechet import Moments, frechet_distance
 from ssl_diffusion.evaluation.seams import border_lines, seam
-from ssl_diffusion.pixels import to_uint8
+from ssl_diffusion.sample import sample
 from ssl_diffusion.stitching.large_image import LargeImage
-from ssl_diffusion.stitching.noise import START, canvas_noise
-from ssl_diffusion.stitching.reference import embed_region
+from ssl_diffusion.stitching.reference import embed_image, embed_region
 from ssl_diffusion.stitching.settings import Settings
 from ssl_diffusion.stitching.windows import window_origins
 from ssl_diffusion.weights.model import Model
@@ -77,10 +74,11 @@ def measure(
     at_cells = np.zeros(half.shape[:2], bool)
     at_cells[::2, ::2] = True
 
-    patches = single_patches(model, grids[1], window_batch, seed)
-    of_patches = Moments.of(one_vector(embed(patches), "single patches"))
+    single = embed(single_patches(model, grids[1], window_batch, seed))
+    patches = one_vector(single, "single patches")
+    of_patches = Moments.of(patches)
     cells = one_vector(grids[1].reshape(-1, *half.shape[2:]), "cells")
-    close = paired_similarity(one_vector(embed(patches), "single patches"), cells, centre)
+    close = paired_similarity(patches, cells, centre)
     lines = [
         border_lines(size, (window_origins(size, patch, patch), patch)) for size in (height, width)
     ]
@@ -109,7 +107,8 @@ def measure(
         start = time.perf_counter()
         pixels = image.pixels()
         seconds = time.perf_counter() - start
-        found = one_vector(embed(crops(pixels, patch)), "crops")
+        crops = embed_image(pixels, embed, patch, patch // 2)
+        found = one_vector(crops.reshape(-1, *crops.shape[2:]), "crops")
         similarity = paired_similarity(found, wanted, centre).reshape(at_cells.shape)
         layout = image.scheme.layout(0)
         origins = [np.unique(starts) * model.factor for starts in layout[:2]]
@@ -133,29 +132,19 @@ def measure(
         }
 
 
-def crops(image: UInt8[np.ndarray, "h w 3"], patch: int) -> UInt8[np.ndarray, "n p p 3"]:
-    """The patches of an image, half a patch apart, row by row."""
-    rows, cols = (window_origins(size, patch, patch // 2) for size in image.shape[:2])
-    return np.stack([image[y : y + patch, x : x + patch] for y in rows for x in cols])
-
-
 def single_patches(
     model: Model, grid: Float[np.ndarray, "rows cols tokens dim"], batch: int, seed: int
 ) -> UInt8[np.ndarray, "n p p 3"]:
-    """A patch sampled by itself from each cell of a grid, with the model's own settings."""
+    """A patch sampled by itself from each cell of a grid, by DDIM with the model's own steps."""
     sampling = Sampling(model.spec["sampling"]["steps"], model.spec["sampling"]["guidance"])
-    plan, size = sampling.plan(model.schedule), model.patch_px // model.factor
-    denoise = sampling.denoisers(model.schedule, plan, model.denoiser)
+    plan = sampling.plan(model.schedule)
+    denoisers = sampling.denoisers(model.schedule, plan, model.denoiser)
     cells = grid.reshape(-1, *grid.shape[2:])
+    batch = -(-batch // jax.device_count()) * jax.device_count()  # as many on every device
     images = []
     for first in range(0, len(cells), batch):
-        chunk = cells[np.minimum(np.arange(first, first + batch), len(cells) - 1)]
-        context = model.context(jnp.asarray(chunk))
-        shape = {"rows": batch * size, "width": size, "channels": model.latent_channels}
-        noise = canvas_noise(jax.random.key(seed), START, first * size, **shape)
-        noise = noise.reshape(batch, size, size, -1)
-        latent = solve(plan, lambda k, context=context: (denoise[k], context), noise)
-        images.append(to_uint8(model.decode(latent)))
+        indices = np.minimum(np.arange(first, first + batch), len(cells) - 1)
+        images.append(sample(model, plan, denoisers, cells[indices], indices, seed))
     return np.concatenate(images)[: len(cells)]
 
 

@@ -163,19 +163,22 @@ def tile_shape(rows: int, columns: int, window_batch: int, devices: int = 1) -> 
     return min(shapes, key=lambda shape: (cost(shape), shape))
 
 
-def tiled(layout: Layout, shape: tuple[int, int]) -> Tiles:
-    """The layout cut into tiles of so many rows and columns of windows, filled up with the last."""
+def tiled(layout: Layout, shape: tuple[int, int], rows_of_windows: int = 0) -> Tiles:
+    """The layout cut into tiles of so many rows and columns of windows, filled up with the last.
 
-    def filled(array: np.ndarray, count: int, fill: str) -> np.ndarray:
-        missing = -len(array) % count
+    There are tiles for at least `rows_of_windows`: layouts of fewer rows have one shape then.
+    """
+
+    def filled(array: np.ndarray, count: int, fill: str, least: int = 0) -> np.ndarray:
+        missing = -(-max(len(array), least) // count) * count - len(array)
         padding = ((0, missing), *[(0, 0)] * (array.ndim - 1))
         return np.pad(array, padding, fill).reshape(-1, count, *array.shape[1:])
 
     rows, columns = shape
     return Tiles(
-        filled(layout.origins_y.astype(np.int32), rows, "edge"),
+        filled(layout.origins_y.astype(np.int32), rows, "edge", rows_of_windows),
         filled(layout.origins_x.astype(np.int32), columns, "edge"),
-        filled(layout.weights_y.astype(np.float32), rows, "constant"),
+        filled(layout.weights_y.astype(np.float32), rows, "constant", rows_of_windows),
         filled(layout.weights_x.astype(np.float32), columns, "constant"),
     )
 

@@ -1,8 +1,11 @@
 """Embeddings between the cells of a grid."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, PyTree
 
 # Above this |cosine| the arc is so flat (or, at -1, so undefined) that a line is taken instead.
 NEARLY_PARALLEL = 0.9995
@@ -39,6 +42,22 @@ def interpolate_grid(
     """
     along_cols = _interpolate_rows(jnp.swapaxes(grid, 0, 1), cols)
     return _interpolate_rows(jnp.swapaxes(along_cols, 0, 1), rows)
+
+
+def window_contexts(
+    condition: Callable[[Array], PyTree],
+    grid: Float[Array, "rows cols tokens dim"],
+    rows: Float[np.ndarray, " ny"],
+    cols: Float[np.ndarray, " nx"],
+) -> PyTree:
+    """What `condition` makes of the embeddings at these cell positions: a tree of [ny, nx, ...].
+
+    `condition` takes embeddings [n, tokens, dim] and gives a tree of [n, ...].
+    """
+    embeddings = interpolate_grid(grid, jnp.asarray(rows), jnp.asarray(cols))
+    contexts = condition(embeddings.reshape(-1, *embeddings.shape[2:]))
+    shape = len(rows), len(cols)
+    return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), contexts)
 
 
 def _interpolate_rows(

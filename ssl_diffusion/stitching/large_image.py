@@ -18,7 +18,7 @@ from ssl_diffusion.diffusion.solvers import solve
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.stitching.consensus import Tiles, stitched_denoiser, tile_shape, tiled
 from ssl_diffusion.stitching.decode import decode_canvas, patch_tiling
-from ssl_diffusion.stitching.grid import interpolate_grid
+from ssl_diffusion.stitching.grid import window_contexts
 from ssl_diffusion.stitching.noise import START, canvas_noise
 from ssl_diffusion.stitching.schemes import Scheme, make_scheme
 from ssl_diffusion.stitching.settings import (
@@ -88,6 +88,11 @@ class LargeImage:
         return math.ceil(self.width_px / self.model.factor)
 
     @property
+    def state_shape(self) -> tuple[int, int, int, int]:
+        """Of what the solver keeps of the canvas, float32: [height, x and memory, width, c]."""
+        return self.height, 1 + self.plan.memory, self.width, self.model.latent_channels
+
+    @property
     def window(self) -> int:
         """Side of a window, latent pixels."""
         return self.model.patch_px // self.model.factor
@@ -152,30 +157,27 @@ class LargeImage:
         held = min(self.grid.shape[0], int(rows[-1] - rows[0]) + 3)
         first = min(int(rows[0]), self.grid.shape[0] - held)
         cells = jnp.asarray(self.grid[first : first + held], jnp.float32)
-        embeddings = interpolate_grid(cells, jnp.asarray(rows - first), jnp.asarray(cols))
-        context = self.model.context(embeddings.reshape(-1, *embeddings.shape[2:]))
-        shape = len(origins_y), len(origins_x)
-        return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), context)
+        return window_contexts(self.model.context, cells, rows - first, cols)
 
-    def tiled_context(self, tiles: Tiles) -> PyTree:
-        """The contexts of a layout's windows, those that fill up its tiles included."""
-        return self.context(tiles.origins_y.reshape(-1), tiles.origins_x.reshape(-1))
+    def tiled_context(self, tiles: Tiles, first_row: int = 0) -> PyTree:
+        """The contexts of a layout's windows, those that fill up its tiles included.
+
+        Their origins count from canvas row `first_row`.
+        """
+        return self.context(tiles.origins_y.reshape(-1) + first_row, tiles.origins_x.reshape(-1))
 
     def latent(self, progress: Progress | None = None) -> Float[Array, "h w c"]:
         """The scaled latent canvas, sampled on the devices; `progress` wraps the evaluations."""
-        fixed = self.settings.scheme == "overlap"
-        known: dict[int, tuple[Tiles, PyTree]] = {}
+        layout = tiles = context = None
 
         def at(evaluation: int) -> tuple[Denoiser, PyTree]:
-            layout = self.scheme.layout(evaluation)
-            if not fixed or not known:  # contexts of windows that stay are projected once
-                tiles = tiled(layout, self.tile)
-                known[0] = self.replicated((tiles, self.tiled_context(tiles)))
-            tiles, context = known[0]
-            denoise = self.denoisers[evaluation]
-            return stitched_denoiser(
-                denoise, self.model.schedule, tiles, layout.step, self.mesh
-            ), context
+            nonlocal layout, tiles, context
+            before, layout = layout, self.scheme.layout(evaluation)
+            if layout is not before:  # contexts of windows that stay are projected once
+                cut = tiled(layout, self.tile)
+                tiles, context = self.replicated((cut, self.tiled_context(cut)))
+            window, schedule = self.denoisers[evaluation], self.model.schedule
+            return stitched_denoiser(window, schedule, tiles, layout.step, self.mesh), context
 
         def noise(evaluation: int, like: Array | None = None) -> Array:
             return self.replicated(self.noise(evaluation, 0, self.height)[None])

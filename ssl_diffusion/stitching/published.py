@@ -22,7 +22,7 @@ from ssl_diffusion.diffusion.timesteps import trailing_timesteps
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.stitching.consensus import stitched_denoiser, tile_shape, tiled
 from ssl_diffusion.stitching.decode import Tiling, decode_canvas
-from ssl_diffusion.stitching.grid import interpolate_grid
+from ssl_diffusion.stitching.grid import window_contexts
 from ssl_diffusion.stitching.schemes import Overlap
 from ssl_diffusion.stitching.settings import PatchModel, check_grid, check_size
 from ssl_diffusion.stitching.windows import cell_positions
@@ -110,14 +110,11 @@ def published_latent(
     shape = tile_shape(len(layout.origins_y), len(layout.origins_x), window_batch)
     tiles = tiled(layout, shape)
     rows, cols = tiles.origins_y.reshape(-1), tiles.origins_x.reshape(-1)
-    embeddings = interpolate_grid(
+    context = window_contexts(
+        condition,
         grid,
-        jnp.asarray(cell_positions(rows, height, window, window)),
-        jnp.asarray(cell_positions(cols, width, window, window)),
-    )
-    context = jax.tree.map(
-        lambda leaf: leaf.reshape(len(rows), len(cols), *leaf.shape[1:]),
-        condition(embeddings.reshape(-1, *grid.shape[2:])),
+        cell_positions(rows, height, window, window),
+        cell_positions(cols, width, window, window),
     )
     stitched = stitched_denoiser(denoise, schedule, tiles, layout.step)
     # Noise taken for a clean image and noised again: standard normal like its parts.

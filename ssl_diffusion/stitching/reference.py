@@ -61,6 +61,21 @@ def embed_region(
     return grid.reshape(len(rows), len(cols), *grid.shape[1:])
 
 
+def embed_image(
+    image: UInt8[np.ndarray, "h w 3"],
+    embed: Callable[[np.ndarray], np.ndarray],
+    patch_px: int,
+    stride_px: int,
+) -> Float[np.ndarray, "rows cols tokens dim"]:
+    """`embed_region` of a whole image in memory."""
+
+    def read(x: int, y: int, width: int, height: int) -> UInt8[np.ndarray, "h w 3"]:
+        return image[y : y + height, x : x + width]
+
+    height, width, _ = image.shape
+    return embed_region(read, embed, (0, 0, width, height), patch_px, stride_px)
+
+
 def load_grid(path: str | Path) -> np.ndarray:
     """Reads a grid from .npy, or from .safetensors or HDF5 of one array (or one named "grid").
 

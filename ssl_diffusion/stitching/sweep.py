@@ -98,7 +98,7 @@ class Sweep:
     @property
     def disk_bytes(self) -> int:
         """Disk that the work takes, the image file apart: two states, the pixels, their pyramid."""
-        return 2 * 4 * math.prod(self._state_shape) + math.prod(self._pixels_shape) * 4 // 3
+        return 2 * 4 * math.prod(self.image.state_shape) + math.prod(self._pixels_shape) * 4 // 3
 
     @property
     def disk_used(self) -> int:
@@ -114,7 +114,7 @@ class Sweep:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._save(self.done)
         states = [
-            mapped(self.folder / f"state_{name}.npy", self._state_shape, np.float32)
+            mapped(self.folder / f"state_{name}.npy", self.image.state_shape, np.float32)
             for name in ("a", "b")
         ]
         if self.done == Done():
@@ -128,12 +128,6 @@ class Sweep:
                 bar.update()
         bar.close()
         return self._decode(states[evaluations % 2], decode_tiling, progress)
-
-    @property
-    def _state_shape(self) -> tuple[int, ...]:
-        image = self.image
-        rows = 1 + image.plan.memory
-        return image.height, rows, image.width, image.model.latent_channels
 
     @property
     def _pixels_shape(self) -> tuple[int, ...]:
@@ -169,8 +163,8 @@ class Sweep:
                 layout.weights_x,
                 layout.step,
             )
-            tiles = tiled(_filled(part, self.band), self.tile)
-            context = image.context(tiles.origins_y.reshape(-1) + y, tiles.origins_x.reshape(-1))
+            tiles = tiled(part, self.tile, self.band)
+            context = image.tiled_context(tiles, first_row=y)
             canvas = read_rows(here, y, y + height)[:, 0]
             total = np.asarray(
                 evaluate(
@@ -185,11 +179,11 @@ class Sweep:
             ready = image.height if last == len(origins) else int(origins[last])
             self._step(evaluation, here, there, rows, total[: ready - rows], timestep)
             pending, rows = total[ready - rows :], ready
-            yield from self._finish_band(evaluation, band, rows, pending)
+            self._finish_band(evaluation, band, rows, pending)
+            yield
 
-    def _finish_band(
-        self, evaluation: int, band: int, rows: int, pending: np.ndarray
-    ) -> Iterator[None]:
+    def _finish_band(self, evaluation: int, band: int, rows: int, pending: np.ndarray) -> None:
+        """Notes that the band is done, with what it predicted for rows that are not."""
         old = self._pending(self.done.evaluation, self.done.band)
         if band + 1 < self.bands:
             np.save(self._pending(evaluation, band + 1), pending)
@@ -197,7 +191,6 @@ class Sweep:
         else:
             self._save(Done(evaluation + 1))
         remove(old)
-        yield
 
     def _pending(self, evaluation: int, band: int) -> Path:
         return self.folder / f"pending_{evaluation}_{band}.npy"
@@ -289,12 +282,3 @@ def _advance(
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
     return np.pad(rows, ((0, size - len(rows)), *[(0, 0)] * (rows.ndim - 1)))
-
-
-def _filled(layout: Layout, count: int) -> Layout:
-    """With so many rows of windows, the last repeated without weight: bands of one shape."""
-    missing = count - len(layout.origins_y)
-    return layout._replace(
-        origins_y=np.pad(layout.origins_y, (0, missing), "edge"),
-        weights_y=np.pad(layout.weights_y, ((0, missing), (0, 0))),
-    )

@@ -97,7 +97,7 @@ def _on_device(params: PyTree) -> PyTree:
     return jax.tree.map(jnp.asarray, params)
 
 
-_project = jax.jit(project_context, static_argnums=2)
+project = jax.jit(project_context, static_argnums=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Model:
         return self._project(self.conditioner.apply(params, jnp.asarray(embedding)))
 
     def _project(self, tokens: Float[Array, "n m width"]) -> PyTree:
-        return _project(self.params["denoiser"], tokens, self.policy.compute)
+        return project(self.params["denoiser"], tokens, self.policy.compute)
 
     def encode(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float[np.ndarray, "n h w c"]:
         """Scaled latents of uint8 images."""
