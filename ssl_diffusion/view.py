@@ -112,7 +112,7 @@ def read_settings(path: str, slide: openslide.AbstractSlide) -> dict[str, Any]:
     """What generate wrote of the image: in the file itself, else in the .json beside it."""
     texts = [slide.properties.get("tiff.ImageDescription", "")]
     if isinstance(slide, openslide.ImageSlide):
-        with Image.open(path) as image:
+        with Image.open(demo.resolve(path)) as image:
             texts.append(image.info.get("Description", ""))
     with suppress(OSError, UnicodeDecodeError):
         texts.append(Path(path).with_suffix(".json").read_text(encoding="utf-8"))

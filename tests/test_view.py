@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import ROOT
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from ssl_diffusion import cli, demo, view
 from ssl_diffusion.data.slides import open_image, open_slide
