@@ -193,7 +193,11 @@ def main() -> None:
         grid = embed_region(picture.read, embed, region, patch_px, stride_px, bar)
         image = dataclasses.replace(image, grid=grid)
     if SAVE_GRID.value:
-        save_grid(SAVE_GRID.value, grid)
+        saved = Path(SAVE_GRID.value)
+        # A run that goes on finds the grid that it saved; another file there is not its own.
+        if not (begun and saved.exists() and np.array_equal(load_grid(saved), grid)):
+            check_writable(saved, OVERWRITE.value)
+            save_grid(saved, grid)
     described = describe(image, region)
     start = time.perf_counter()
     (make_in_memory if in_memory else make_on_disk)(image, output, described)

@@ -9,7 +9,7 @@ Writes `patches/00000.png` (the number is the index in the split), `sheet.png` (
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -84,12 +84,8 @@ def main() -> None:
     real, samples = [], []
     with replacing(output / "patches") as folder:
         folder.mkdir()
-        # Every device gets as many patches, the last ones filled up below.
-        devices = jax.device_count()
-        batch = -(-min(BATCH.value, count) // devices) * devices
-        for first in range(0, count, batch):
-            # The last batch is filled up with its last index: one shape, one compilation.
-            indices = np.minimum(np.arange(first, first + batch), count - 1)
+        for indices in index_batches(count, BATCH.value):
+            first = int(indices[0])
             examples = [source[int(index)] for index in indices]
             embedding = np.stack([example["embedding"] for example in examples])
             progress = partial(tqdm, desc=f"sample {first}/{count}", unit="step", leave=False)
@@ -134,6 +130,17 @@ def check_embedding(source: Source, model: Model) -> None:
             f"records with embeddings of shape {list(found)}; the model takes {list(expected)}: "
             "use the records it was trained on"
         )
+
+
+def index_batches(count: int, most: int) -> Iterator[Int[np.ndarray, " b"]]:
+    """0 to count - 1, about `most` at once: as many for every device, and all of one shape.
+
+    The last batch is filled up with the last index, so that one compilation does.
+    """
+    devices = jax.device_count()
+    batch = -(-min(most, count) // devices) * devices
+    for first in range(0, count, batch):
+        yield np.minimum(np.arange(first, first + batch), count - 1)
 
 
 def sample(

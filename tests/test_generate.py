@@ -205,6 +205,10 @@ def test_a_killed_run_goes_on_with_the_same_command(model, made, tmp_path, monke
     assert killed.wait() == -signal.SIGKILL and not output.exists()
 
     monkeypatch.setattr(Sweep, "_start", lambda *arguments: pytest.fail("started anew"))
+    np.save(tmp_path / "other.npy", np.zeros((2, 2, 1, 192), np.float32))
+    with pytest.raises(SystemExit):  # a file of somebody else's is not taken for the run's own
+        run(*arguments, f"--output={output}", f"--save_grid={tmp_path / 'other.npy'}")
+    assert not np.load(tmp_path / "other.npy").any()
     run(*arguments, f"--output={output}", saves)
     monkeypatch.undo()
     run(*arguments, f"--output={tmp_path / 'whole.png'}")

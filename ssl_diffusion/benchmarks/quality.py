@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
@@ -16,7 +15,7 @@ from ssl_diffusion.evaluation.agreement import paired_similarity
 from ssl_diffusion.evaluation.features import one_vector
 from ssl_diffusion.evaluation.frechet import Moments, frechet_distance
 from ssl_diffusion.evaluation.seams import border_lines, seam
-from ssl_diffusion.sample import sample
+from ssl_diffusion.sample import index_batches, sample
 from ssl_diffusion.stitching.large_image import LargeImage
 from ssl_diffusion.stitching.reference import embed_image, embed_region
 from ssl_diffusion.stitching.settings import Settings
@@ -140,11 +139,10 @@ def single_patches(
     plan = sampling.plan(model.schedule)
     denoisers = sampling.denoisers(model.schedule, plan, model.denoiser)
     cells = grid.reshape(-1, *grid.shape[2:])
-    batch = -(-batch // jax.device_count()) * jax.device_count()  # as many on every device
-    images = []
-    for first in range(0, len(cells), batch):
-        indices = np.minimum(np.arange(first, first + batch), len(cells) - 1)
-        images.append(sample(model, plan, denoisers, cells[indices], indices, seed))
+    images = [
+        sample(model, plan, denoisers, cells[indices], indices, seed)
+        for indices in index_batches(len(cells), batch)
+    ]
     return np.concatenate(images)[: len(cells)]
 
 
