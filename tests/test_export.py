@@ -13,7 +13,7 @@ from ssl_diffusion.diffusion.schedule import find_schedule, make_betas
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.weights.exporting import export
 from ssl_diffusion.weights.layouts import ldm
-from ssl_diffusion.weights.layouts.diffusers import scheduler_config
+from ssl_diffusion.weights.layouts.diffusers import diffusion, scheduler_config
 from ssl_diffusion.weights.model import (
     load_autoencoder,
 )
@@ -64,6 +64,15 @@ def test_schedule_tables_follow_their_definitions():
 )
 def test_schedule_is_found_from_its_betas(schedule):
     assert find_schedule(make_betas(**schedule).astype(np.float32)) == schedule
+
+
+def test_a_rescaled_schedule_comes_back_from_a_scheduler_config():
+    schedule = {"name": "linear", "steps": 10, "beta_start": 0.001, "beta_end": 0.02}
+    for rescaled in ({}, {"zero_terminal_snr": True}):
+        section = {"schedule": schedule | rescaled, "prediction": "v"}
+        config = scheduler_config(section)
+        assert config["rescale_betas_zero_snr"] == bool(rescaled)
+        assert diffusion(config) == section
 
 
 def test_unknown_schedules_are_refused():

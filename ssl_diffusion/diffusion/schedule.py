@@ -94,41 +94,62 @@ _BETAS = {"ldm_linear": _ldm_linear, "linear": _linear, "cosine": _cosine}  # al
 _SCHEDULES = _BETAS | {"flow": _flow}
 
 
-def make_betas(name: str, steps: int = 1000, **kw: float) -> Float[np.ndarray, " T"]:
+def make_betas(
+    name: str, steps: int = 1000, zero_terminal_snr: bool = False, **kw: float
+) -> Float[np.ndarray, " T"]:
     """The part of the variance that each step destroys, float64; arguments as `make_schedule`'s.
 
     Raises InputError for "flow", too, which does not preserve the variance.
     """
-    _check(name, steps, kw)
+    _check(name, steps, zero_terminal_snr, kw)
     if name not in _BETAS:
         raise InputError(f"schedule {name!r} has no betas; only {', '.join(_BETAS)} have")
-    return _BETAS[name](steps, **kw)
+    betas = _BETAS[name](steps, **kw)
+    return _to_pure_noise(betas) if zero_terminal_snr else betas
+
+
+def _to_pure_noise(betas: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+    """Lin et al. 2024 (arXiv 2305.08891), algorithm 1: the last beta becomes exactly 1.
+
+    alpha, the square root of alpha_bar, is shifted until its last entry is 0, then stretched until
+    its first is what it was.
+    """
+    alpha = np.sqrt(np.cumprod(1 - betas))
+    alpha_bar = (alpha[0] * (alpha - alpha[-1]) / (alpha[0] - alpha[-1])) ** 2
+    return 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
 
 
 def with_defaults(schedule: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `make_schedule`, those left out included."""
     parameters = inspect.signature(_SCHEDULES[schedule["name"]]).parameters
     defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
-    return {"steps": 1000} | defaults | dict(schedule)
+    return {"steps": 1000, "zero_terminal_snr": False} | defaults | dict(schedule)
 
 
-def make_schedule(name: str, steps: int = 1000, **kw: float) -> Schedule:
+def make_schedule(
+    name: str, steps: int = 1000, zero_terminal_snr: bool = False, **kw: float
+) -> Schedule:
     """Builds a noise table.
 
     Args:
       name: "ldm_linear" or "linear" (beta_start, beta_end), "cosine" (offset), or "flow".
       steps: T.
+      zero_terminal_snr: whether the table is rescaled to end in pure noise, alpha 0, which is what
+        sampling starts from (Lin et al. 2024, arXiv 2305.08891, algorithm 1). Otherwise some signal
+        is left, in the LDM table 1.2 % of its amplitude, and with it the mean of the image. "flow"
+        ends in pure noise by itself.
       **kw: the parameters named above.
 
     Raises:
-      InputError: unknown name or parameter, or fewer than one step.
+      InputError: unknown name or parameter, fewer than one step (two, to be rescaled), or "flow"
+        with zero_terminal_snr.
     """
-    _check(name, steps, kw)
+    _check(name, steps, zero_terminal_snr, kw)
     if name == "flow":
         alpha, sigma = _flow(steps)
     else:
         # float64: in float32, 1 - alpha_bar loses half of its digits at the first timesteps.
-        alpha_bar = np.cumprod(1 - make_betas(name, steps, **kw))
+        alpha_bar = np.cumprod(1 - make_betas(name, steps, zero_terminal_snr, **kw))
         alpha, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
     return Schedule(alpha=jnp.asarray(alpha, jnp.float32), sigma=jnp.asarray(sigma, jnp.float32))
 
@@ -160,7 +181,7 @@ def find_schedule(betas: np.ndarray) -> dict[str, str | int | float]:
     )
 
 
-def _check(name: str, steps: int, kw: Mapping[str, float]) -> None:
+def _check(name: str, steps: int, zero_terminal_snr: bool, kw: Mapping[str, float]) -> None:
     if name not in _SCHEDULES:
         raise InputError(f"unknown schedule {name!r}; expected one of {', '.join(_SCHEDULES)}")
     known = list(inspect.signature(_SCHEDULES[name]).parameters)[1:]
@@ -169,6 +190,15 @@ def _check(name: str, steps: int, kw: Mapping[str, float]) -> None:
         raise InputError(f"schedule {name!r} with {', '.join(kw)}; expected {expected}")
     if steps < 1:
         raise InputError(f"a schedule of {steps} steps; expected at least 1")
+    if zero_terminal_snr and name == "flow":
+        raise InputError(
+            "schedule 'flow' with zero_terminal_snr; it ends in pure noise by itself, leave it out"
+        )
+    if zero_terminal_snr and steps == 1:
+        raise InputError(
+            "a schedule of 1 step with zero_terminal_snr, which keeps the first step and makes the "
+            "last pure noise; expected at least 2"
+        )
 
 
 def _shortest(value: float) -> float:

@@ -85,6 +85,7 @@ def _ldm(
             f"conditioner {conditioner['name']!r}": conditioner["name"] != "linear",
             "a shift of the latents": latent["shift"] != 0,
             f"prediction {prediction!r}": prediction != "eps",
+            "zero_terminal_snr": spec["diffusion"]["schedule"].get("zero_terminal_snr", False),
             f"{tokens} tokens of embedding": tokens != 1,
         },
     )

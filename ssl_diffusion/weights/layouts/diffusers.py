@@ -158,7 +158,7 @@ def diffusion(scheduler: Mapping[str, Any]) -> dict[str, Any]:
             "beta_schedule": (*schedules, None),
             "prediction_type": (*predictions, None),
             "trained_betas": (None,),
-            "rescale_betas_zero_snr": (False, None),
+            "rescale_betas_zero_snr": (True, False, None),
             "use_flow_sigmas": (False, None),
         },
     )
@@ -168,6 +168,8 @@ def diffusion(scheduler: Mapping[str, Any]) -> dict[str, Any]:
         "beta_start": scheduler.get("beta_start", 0.0001),
         "beta_end": scheduler.get("beta_end", 0.02),
     }
+    if scheduler.get("rescale_betas_zero_snr"):
+        schedule["zero_terminal_snr"] = True
     prediction = predictions[scheduler.get("prediction_type") or "epsilon"]
     return {"schedule": schedule, "prediction": prediction}
 
@@ -195,6 +197,7 @@ def scheduler_config(diffusion: Mapping[str, Any]) -> dict[str, Any]:
         "prediction_type": predictions[diffusion["prediction"]],
         "beta_start": schedule["beta_start"],
         "beta_end": schedule["beta_end"],
+        "rescale_betas_zero_snr": schedule["zero_terminal_snr"],
         "clip_sample": False,
     }
 
