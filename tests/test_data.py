@@ -11,7 +11,6 @@ from PIL import Image
 
 from ssl_diffusion import demo
 from ssl_diffusion.data.patches import tissue_patches
-from ssl_diffusion.data.pipeline import training_batches
 from ssl_diffusion.data.records import open_records
 from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.data.sources import find_images, split_patches
@@ -191,6 +190,14 @@ def test_records_hold_what_was_prepared(records_dir):
     assert 0.8 < scaled.std() < 1.25  # what the schedule is made for
 
 
+def test_a_split_that_is_not_there_is_refused(records_dir):
+    records = open_records(records_dir)
+    assert (records.count("train"), records.count("val"), records.count("dev")) == (493, 0, 0)
+    for split in ("val", "dev"):
+        with pytest.raises(InputError, match=f"'train': 493.*none of '{split}' to read"):
+            records.source(split)
+
+
 def test_records_open_in_tfds(records_dir):
     source = tfds.builder_from_directory(str(records_dir)).as_data_source("test")
     assert len(source) == 130 and source[0]["image"].startswith(b"\x89PNG")
@@ -212,50 +219,6 @@ def test_failed_preparation_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match="patches found"):
         prepare(data, tmp_path / "records")
     assert list(tmp_path.iterdir()) == []
-
-
-class Numbers:
-    """A source whose examples are their own index."""
-
-    def __init__(self, length: int):
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict:
-        return {"index": np.int64(index)}
-
-
-def test_processes_read_disjoint_rows_of_the_same_global_batches():
-    whole = training_batches(Numbers(24), 8, seed=3)
-    parts = [training_batches(Numbers(24), 8, seed=3, process=p, processes=2) for p in range(2)]
-    for _ in range(2):  # two epochs
-        seen = []
-        for _ in range(3):
-            rows = [next(part)["index"] for part in parts]
-            np.testing.assert_array_equal(np.concatenate(rows), next(whole)["index"])
-            assert not set(rows[0]) & set(rows[1])
-            seen.extend(np.concatenate(rows))
-        assert sorted(seen) == list(range(24))
-
-
-def test_reader_resumes_in_the_middle_of_an_epoch():
-    reader = training_batches(Numbers(40), 8, seed=5)
-    for _ in range(3):
-        next(reader)
-    place = json.loads(json.dumps(reader.get_state()))
-    expected = [next(reader)["index"] for _ in range(6)]
-    resumed = training_batches(Numbers(40), 8, seed=5)
-    resumed.set_state(place)
-    np.testing.assert_array_equal([next(resumed)["index"] for _ in range(6)], expected)
-
-
-def test_batches_that_cannot_be_are_refused():
-    with pytest.raises(InputError, match="batch size 9"):
-        training_batches(Numbers(40), 9, seed=0, processes=2)
-    with pytest.raises(InputError, match="the 4 records"):
-        training_batches(Numbers(4), 8, seed=0)
 
 
 def test_a_config_without_images_says_what_to_get(tmp_path):

@@ -17,6 +17,22 @@ class Patch:
     y: int
 
 
+def symmetry(pixels: np.ndarray, variant: int) -> np.ndarray:
+    """One of the square's eight symmetries of pixels [size, size, 3].
+
+    The bits of `variant`: 1 flips left and right, 2 up and down, and 4 swaps rows and columns
+    before. So 0 is the identity, 3 the half turn, 5 and 6 are the quarter turns; the first 1, 2, 4
+    and 8 are closed under composition.
+    """
+    if variant & 4:
+        pixels = pixels.swapaxes(0, 1)
+    if variant & 2:
+        pixels = pixels[::-1]
+    if variant & 1:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
 def is_tissue(pixels: np.ndarray, min_saturation: float) -> bool:
     """Whether the mean HSV saturation (0 to 1) of uint8 pixels [h, w, 3] is above the least."""
     high = pixels.max(-1).astype(np.float32)

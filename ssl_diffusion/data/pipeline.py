@@ -1,11 +1,27 @@
-"""Grain: records -> endless, shuffled, resumable batches."""
+"""Grain: records -> endless, shuffled batches, each of them a function of (seed, position).
 
+The order is that of the global batches, whatever the number of processes and of workers: a run
+that starts at batch n reads what one reads that came there, and needs no iterator's state for it.
+"""
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Generator, Sequence
+from multiprocessing.connection import wait
 from typing import Protocol, runtime_checkable
 
 import grain.python as grain
 import numpy as np
 
 from ssl_diffusion.errors import InputError
+
+Batches = Generator[dict[str, np.ndarray], None, None]
+
+# Python's process that frees shared memory left over warns of it; Grain leaves some at every end.
+QUIET = "ignore:resource_tracker:UserWarning"
 
 
 @runtime_checkable
@@ -18,43 +34,139 @@ class RandomAccess(Protocol):
 
 
 def training_batches(
-    source: RandomAccess,
+    sources: Sequence[tuple[RandomAccess, float]],
     batch_size: int,
     seed: int,
     *,
+    first: int = 0,
     process: int = 0,
     processes: int = 1,
     workers: int = 0,
-) -> grain.DatasetIterator:
-    """An endless iterator over this process's share of each global batch.
+) -> Batches:
+    """An endless iterator over this process's share of each global batch, from batch `first` on.
 
-    Yields dicts of arrays [batch_size / processes, ...]. Process p holds rows p*share to
+    `sources` are pairs (source, weight): every example of the mixture is of a source in proportion
+    to its weight (to 1 %), at fixed places, and each source is shuffled anew in every epoch of its
+    own. Yields dicts of arrays [batch_size / processes, ...]. Process p holds rows p*share to
     (p+1)*share of the global batch, so the sequence of global batches is the same for any number of
-    processes. The iterator's `get_state` and `set_state` make a run resumable in the middle of an
-    epoch.
+    processes. `workers` are processes that read; with 0, two threads of this one do. Close the
+    iterator when done with it: that ends them.
 
-    Raises InputError if the batch does not divide among the processes or exceeds the records.
+    Raises InputError, here, if the batch does not divide among the processes, if a source has fewer
+    records than its part of one batch (which would hold records twice), or if the sources cannot be
+    mixed; and from `next` if a record cannot be read or a worker was killed.
     """
-    if batch_size % processes or batch_size > len(source):
-        raise InputError(
-            f"batch size {batch_size}: expected a multiple of the {processes} processes and at "
-            f"most the {len(source)} records"
-        )
-    dataset = (
-        grain.MapDataset.source(source)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .batch(batch_size // processes, drop_remainder=True, batch_fn=_stack)
+    _check(sources, batch_size, seed, processes)
+    datasets = [grain.MapDataset.source(source) for source, _ in sources]
+    batches = _mixture(datasets, [weight for _, weight in sources], seed).batch(
+        batch_size // processes, drop_remainder=True, batch_fn=_stack
     )
     # Slicing after batching keeps each process's rows contiguous in the global batch.
-    dataset = dataset[process::processes]
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-    iterable = dataset.to_iter_dataset(options)
+    batches = batches[first * processes + process :: processes]
+    iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
     if workers:
-        iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(iterable)
+        others = [given for given in os.getenv("PYTHONWARNINGS", "").split(",") if given]
+        os.environ["PYTHONWARNINGS"] = ",".join(dict.fromkeys([*others, QUIET]))
+        multiprocess = grain.MultiprocessingOptions(num_workers=workers)
+        iterable = iterable.mp_prefetch(multiprocess, worker_init_fn=_live_with_the_parent)
+    return _read(iter(iterable))
+
+
+def batch_at(
+    sources: Sequence[tuple[RandomAccess, float]], batch_size: int, seed: int, position: int
+) -> list[tuple[int, int]]:
+    """Which records global batch `position` (from 0) holds, row by row; none of them is read.
+
+    Each is (which of the sources, index in it).
+    """
+    datasets = [
+        grain.MapDataset.source(range(len(source))).map(lambda index, which=which: (which, index))
+        for which, (source, _) in enumerate(sources)
+    ]
+    examples = _mixture(datasets, [weight for _, weight in sources], seed)
+    return [examples[position * batch_size + row] for row in range(batch_size)]
+
+
+def _mixture(
+    datasets: Sequence[grain.MapDataset], weights: Sequence[float], seed: int
+) -> grain.MapDataset:
+    seeds = np.random.SeedSequence(seed).generate_state(len(datasets))
+    endless = [
+        dataset.shuffle(seed=int(own)).repeat()
+        for dataset, own in zip(datasets, seeds, strict=True)
+    ]
+    return grain.MapDataset.mix(endless, weights)
+
+
+def _check(
+    sources: Sequence[tuple[RandomAccess, float]], batch_size: int, seed: int, processes: int
+) -> None:
+    if batch_size < 1 or batch_size % processes:
+        raise InputError(
+            f"batch size {batch_size}: expected a multiple of the {processes} processes"
+        )
+    if seed < 0:
+        raise InputError(f"seed {seed}: expected 0 or more")
+    weights = [weight for _, weight in sources]
+    if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise InputError(
+            f"records to train on are mixed by weights {weights}, expected numbers above 0"
+        )
+    for number, (source, weight) in enumerate(sources):
+        part = batch_size * weight / sum(weights)
+        if part > len(source):
+            raise InputError(
+                f"batch size {batch_size}: it takes {part:.4g} of records {number} at a time, "
+                f"expected at most the {len(source)} records there are; set batch_size lower"
+            )
+    if len(sources) > 1:
+        kinds = [_kind(source[0]) for source, _ in sources]
+        for number, kind in enumerate(kinds):
+            if kind != kinds[0]:
+                raise InputError(
+                    f"records {number} hold {kind}, records 0 {kinds[0]}; mix records that were "
+                    "made with the same encoder and autoencoder"
+                )
+
+
+def _kind(example: dict) -> dict[str, str]:
+    arrays = {name: np.asarray(value) for name, value in example.items()}
+    return {name: f"{array.dtype} {list(array.shape)}" for name, array in arrays.items()}
 
 
 def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def _read(batches: grain.DatasetIterator) -> Batches:
+    try:
+        while True:
+            yield next(batches)
+    except InputError as error:
+        raise InputError(str(error)) from None  # without Grain's notes and a worker's traceback
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):
+            raise
+        raise InputError(
+            f"a process that reads records was killed ({str(error).split('. ')[0]}), perhaps for "
+            "want of memory, or of room in /dev/shm; set config.data.workers lower"
+        ) from None
+    finally:
+        batches.close()
+
+
+def _live_with_the_parent(worker: int, workers: int) -> None:
+    """In a worker: signals are for the parent to act on, and its end is this process's end.
+
+    A signal to the whole group (Ctrl-C, or a scheduler's before it preempts) would else take the
+    batches from a parent that means to save, and workers outlive a parent that is killed.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

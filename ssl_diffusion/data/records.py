@@ -1,9 +1,12 @@
 """Records: patches with their embeddings and latents, as a TFDS data set in ArrayRecord files.
 
 The folder is read by `tfds.builder_from_directory(DIR).as_data_source()` too. Features: `image`
-(PNG bytes), `x`, `y` (pixels at the records' resolution), `source` (file name), and, where the
-records were made with an encoder and an autoencoder, `embedding` float32 [tokens, dim] and `latent`
-float16 [h, w, c] (raw). Beside the records lie the `encoder/` and `autoencoder/` model folders that
+(PNG bytes), `x`, `y` (pixels at the records' resolution), `source` (file name); where the records
+were made with an encoder and an autoencoder, `embedding` float32 [tokens, dim] and `latent` float16
+[h, w, c] (raw); where their recipe asks for it, `latent_std` float16 [h, w, c] (the standard
+deviation of the posterior whose mean is `latent`), `tokens` float16 [n, dim] (the encoder's patch
+tokens, row by row) and `variant` (which symmetry of the patch `image` is, see
+`patches.symmetry`). Beside the records lie the `encoder/` and `autoencoder/` model folders that
 made them and `split.json`.
 """
 
@@ -14,12 +17,21 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
 
 PER_SHARD = 10_000
+MADE_WITH = {
+    "embedding": "an encoder",
+    "latent": "an autoencoder",
+    "latent_std": "config.data.posterior",
+    "tokens": "config.data.patch_tokens",
+    "variant": "config.data.variants",
+}
+REPAIR = "copy them again from where they are whole, or delete them and prepare them again"
 
 
 class RecordsWriter:
@@ -31,6 +43,10 @@ class RecordsWriter:
         splits: Iterable[str],
         embedding_shape: tuple[int, int] | None,
         latent_shape: tuple[int, int, int] | None,
+        *,
+        posterior: bool = False,
+        tokens_shape: tuple[int, int] | None = None,
+        variants: bool = False,
     ):
         features = {
             "image": tfds.features.Tensor(shape=(), dtype=np.object_),
@@ -38,10 +54,17 @@ class RecordsWriter:
             "y": np.int32,
             "source": tfds.features.Tensor(shape=(), dtype=np.object_),
         }
-        if embedding_shape:
-            features["embedding"] = tfds.features.Tensor(shape=embedding_shape, dtype=np.float32)
-        if latent_shape:
-            features["latent"] = tfds.features.Tensor(shape=latent_shape, dtype=np.float16)
+        if variants:
+            features["variant"] = np.int32
+        for name, shape, dtype in (
+            ("embedding", embedding_shape, np.float32),
+            ("latent", latent_shape, np.float16),
+            ("latent_std", latent_shape if posterior else None, np.float16),
+            ("tokens", tokens_shape, np.float16),
+        ):
+            if shape:
+                # As bytes an array is read in half the time that a list of numbers takes.
+                features[name] = tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
         identity = tfds.core.dataset_info.DatasetIdentity(
             name="patches", version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=""
         )
@@ -66,27 +89,45 @@ class RecordsWriter:
 
 
 class Source:
-    """Random access to one split: `len()`, and `source[i]` as described in `Records.source`."""
+    """Random access to one split: `len()`, and `source[i]` as described in `Records.source`.
 
-    def __init__(self, raw, fields: tuple[str, ...], shift: float, scale: float):
-        self._raw, self._fields, self._shift, self._scale = raw, fields, shift, scale
+    A record that is damaged raises InputError when it is read: ArrayRecord holds checksums.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data: ArrayRecordDataSource,
+        features: tfds.features.FeaturesDict,
+        fields: tuple[str, ...],
+        scaling: tuple[float, float] | None,
+    ):
+        self._name, self._data, self._features = name, data, features
+        self._fields, self._scaling = fields, scaling
+        self._decoder = self._decoder_of(fields)
 
     def __len__(self) -> int:
-        return len(self._raw)
+        return len(self._data)
 
     def __getitem__(self, index: int) -> dict:
-        record = self._raw[index]
-        example = {name: record[name] for name in self._fields}
+        example = self._read(index, self._decoder)
         if "image" in example:
-            example["image"] = decode_png(record["image"])
-        if "latent" in example:
-            example["latent"] = (record["latent"].astype(np.float32) - self._shift) * self._scale
+            example["image"] = decode_png(example["image"])
         if "source" in example:
-            example["source"] = record["source"].decode()
+            example["source"] = example["source"].decode()
+        if self._scaling:
+            shift, scale = self._scaling
+            if "latent" in example:
+                example["latent"] = (example["latent"].astype(np.float32) - shift) * scale
+            if "latent_std" in example:
+                example["latent_std"] = example["latent_std"].astype(np.float32) * scale
         return example
 
-    def __repr__(self) -> str:  # Grain stores it in a checkpoint to recognise the source
-        return f"Source(length={len(self)}, fields={self._fields})"
+    def place(self, index: int) -> str:
+        """Where a record lies and what it was cut from, in words."""
+        origin = self._read(index, self._decoder_of(("source", "x", "y")))
+        source, x, y = origin["source"].decode(), origin["x"], origin["y"]
+        return f"{self._name}[{index}], {source} at x={x} y={y}"
 
     def spread(self, most: int) -> dict[str, np.ndarray]:
         """At most so many examples, stacked, spread over the split.
@@ -102,36 +143,92 @@ class Source:
         for start in range(0, len(self), size):
             yield np.stack([self[i][field] for i in range(start, min(start + size, len(self)))])
 
+    def _decoder_of(self, fields: tuple[str, ...]) -> tfds.features.FeaturesDict:
+        """It decodes these fields alone and skips the rest of a record."""
+        return tfds.features.FeaturesDict({field: self._features[field] for field in fields})
+
+    def _read(self, index: int, decoder: tfds.features.FeaturesDict) -> dict:
+        try:
+            record = self._data[index]
+        except RuntimeError as error:  # all that ArrayRecord raises, for what it finds on the disk
+            raise InputError(
+                f"record {self._name}[{index}] cannot be read ({error}): the records are damaged; "
+                f"{REPAIR}"
+            ) from None
+        return decoder.deserialize_example_np(record)
+
 
 class Records:
     """An opened data set; see `open_records`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._builder = tfds.builder_from_directory(str(folder))
-        self.metadata: dict = dict(self._builder.info.metadata)
-        self.features = tuple(self._builder.info.features)
+        self._info = tfds.builder_from_directory(str(folder)).info
+        self.metadata: dict = dict(self._info.metadata)
+        self.features = tuple(self._info.features)
 
-    def source(self, split: str, fields: tuple[str, ...] | None = None) -> Source:
+    def count(self, split: str) -> int:
+        """How many records a split has; 0 if there is no such split."""
+        return self._info.splits[split].num_examples if split in self._info.splits else 0
+
+    def shape(self, field: str) -> tuple[int, ...]:
+        """Shape of a field as it is stored (an image as bytes: ()); InputError if it is not."""
+        if field not in self.features:
+            raise InputError(
+                f"records in {self.folder} hold {sorted(self.features)}, not {field}; prepare them "
+                f"with {MADE_WITH.get(field, 'that')}"
+            )
+        return tuple(self._info.features[field].shape)
+
+    def source(
+        self, split: str, fields: tuple[str, ...] | None = None, raw: bool = False
+    ) -> Source:
         """Random access to `split`; each example is a dict of the `fields` (all by default):
 
-        image uint8 [h, w, 3], embedding float32 [tokens, dim], latent float32 [h, w, c] scaled as
-        the denoiser sees it, x, y int, source str. Raises InputError for an unknown split or field.
+        image uint8 [h, w, 3], embedding float32 [tokens, dim], latent and latent_std float32
+        [h, w, c] scaled as the denoiser sees them (with `raw`, float16 as they are stored: half of
+        what goes to a device, which can scale them itself), tokens float16 [n, dim], x, y, variant
+        int, source str. Raises InputError for an unknown split or field, and for shards that are
+        missing or cut off.
         """
-        splits = {name: info.num_examples for name, info in self._builder.info.splits.items()}
-        if not splits.get(split):
+        if not self.count(split):
+            splits = {name: self.count(name) for name in self._info.splits}
             raise InputError(
                 f"records in {self.folder} have splits {splits}, none of {split!r} to read"
             )
         fields = fields or self.features
-        missing = sorted(set(fields) - set(self.features))
-        if missing:
-            raise InputError(
-                f"records in {self.folder} hold {sorted(self.features)}, not {missing}; prepare "
-                "them with an encoder and an autoencoder"
-            )
+        for name in fields:
+            self.shape(name)
         latent = self.metadata.get("latent") or {"shift": 0.0, "scale": 1.0}
-        return Source(self._builder.as_data_source(split), fields, latent["shift"], latent["scale"])
+        scaling = None if raw else (latent["shift"], latent["scale"])
+        name = f"{self.folder} {split}"
+        return Source(name, self._open(split), self._info.features, fields, scaling)
+
+    def _open(self, split: str) -> ArrayRecordDataSource:
+        """The records of a split, as bytes; InputError unless every shard is there and whole."""
+        paths = [str(path) for path in self._info.splits[split].filepaths]
+        damaged = [Path(path).name for path in paths if not Path(path).is_file()]
+        if not damaged:
+            try:
+                data = ArrayRecordDataSource(paths)  # it reads the end of every shard: its index
+            except RuntimeError:
+                damaged = [Path(path).name for path in paths if not _opens(path)]
+        expected = self.count(split)
+        if not damaged and len(data) == expected:
+            return data
+        found = "missing or cut off: " + ", ".join(damaged) if damaged else f"{len(data)} in them"
+        raise InputError(
+            f"records in {self.folder}: split {split!r} has {expected} in {len(paths)} shards, "
+            f"found {found}; {REPAIR}"
+        )
+
+
+def _opens(path: str) -> bool:
+    try:
+        ArrayRecordDataSource(path)
+    except RuntimeError:
+        return False
+    return True
 
 
 def open_records(folder: str | Path, instructions: str = "") -> Records:

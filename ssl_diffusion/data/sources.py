@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -12,18 +13,22 @@ from ssl_diffusion.data.split import Split
 from ssl_diffusion.errors import InputError
 
 SPLITS = ("train", "val", "test")
-# What of a config's `data` section records depend on.
-RECIPE = (
-    "images",
-    "split",
-    "patch_px",
-    "mpp",
-    "source_mpp",
-    "stride_px",
-    "min_saturation",
-    "encoder",
-    "autoencoder",
-)
+# What of a config's `data` section records depend on, with what a section (or a recipe of older
+# records) that lacks it means.
+RECIPE = {
+    "images": None,
+    "split": None,
+    "patch_px": None,
+    "mpp": None,
+    "source_mpp": None,
+    "stride_px": None,
+    "min_saturation": None,
+    "encoder": None,
+    "autoencoder": None,
+    "variants": 1,  # of every training patch: 1, 2, 4 or 8 of its `patches.symmetry`
+    "posterior": False,  # whether the standard deviation of the latent's posterior is stored
+    "patch_tokens": False,  # whether the encoder's patch tokens are stored
+}
 IMAGE_SUFFIXES = (
     ".svs",
     ".tif",
@@ -36,6 +41,11 @@ IMAGE_SUFFIXES = (
     ".jpg",
     ".jpeg",
 )
+
+
+def recipe_of(data: ConfigDict | dict[str, Any]) -> dict[str, Any]:
+    """The entries of RECIPE in a config's `data` section, or in the recipe of records."""
+    return {name: data.get(name, missing) for name, missing in RECIPE.items()}
 
 
 def find_images(data: ConfigDict) -> list[str]:

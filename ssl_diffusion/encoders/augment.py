@@ -39,7 +39,7 @@ def strong_augment(
 ) -> Float[Array, "n s s 3"]:
     """One random view of each image: crop, flip or turn, colour, blur."""
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(images.shape[0]))
-    return jax.vmap(lambda k, image: _augment(k, image, settings))(keys, images)
+    return jax.vmap(lambda k, image: augment(k, image, settings))(keys, images)
 
 
 def views_of(
@@ -51,7 +51,10 @@ def views_of(
     return np.clip(np.round((np.stack(views) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def _augment(key: Array, image: Float[Array, "s s 3"], settings: Mapping[str, float]):
+def augment(
+    key: Array, image: Float[Array, "s s 3"], settings: Mapping[str, float]
+) -> Float[Array, "s s 3"]:
+    """One random view of one image."""
     crop_key, turn_key, colour_key, blur_key = jax.random.split(key, 4)
     image = _crop(crop_key, image, settings["crop"])
     image = _turn(turn_key, image)

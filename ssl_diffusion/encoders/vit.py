@@ -102,8 +102,14 @@ class ViT(nn.Module):
                     f"ViT: {name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}"
                 )
 
-    @nn.compact
     def __call__(self, image: Float[Array, "b size size 3"]) -> Float[Array, "b 1 c"]:
+        return self.with_patches(image)[0]
+
+    @nn.compact
+    def with_patches(
+        self, image: Float[Array, "b size size 3"]
+    ) -> tuple[Float[Array, "b 1 c"], Float[Array, "b n c"]]:
+        """The embedding, and the patch tokens after the last norm, row by row of the image."""
         x = self._stem(image).astype(self.dtype)
         new, old = x.shape[1], self.image_size // self.patch_size
         x = x.reshape(x.shape[0], -1, self.width)
@@ -130,7 +136,7 @@ class ViT(nn.Module):
         x = nn.LayerNorm(epsilon=self.epsilon, name="norm")(x)
         patches = x[:, prefix.shape[1] :]
         x = x[:, :1] if self.pooling == "class" else patches.mean(1, keepdims=True)
-        return x.astype(jnp.float32)
+        return x.astype(jnp.float32), patches.astype(jnp.float32)
 
     def _stem(self, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w c"]:
         if self.stem == "patch":
