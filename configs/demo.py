@@ -49,14 +49,17 @@ def get_config(network: str = "unet") -> ConfigDict:
     config.seed = 0
     config.steps = 1700
     config.batch_size = 16
+    config.accumulation = 1  # parts of the batch, one after the other
     config.log_every = 20
     config.checkpoint_every = 340
     config.keep_checkpoints = 2
     config.sample_every = 850
+    config.mesh = ConfigDict({"fsdp": 1})  # devices over which parameters and moments are split
 
     config.data = ConfigDict(
         {
             "dir": "data/demo",
+            "mix": (),  # ((dir, weight), ...) to train on several record sets
             "images": demo.SLIDE,
             "split": demo.SPLIT,
             "patch_px": 64,
@@ -66,6 +69,12 @@ def get_config(network: str = "unet") -> ConfigDict:
             "min_saturation": 0.12,
             "encoder": demo.ENCODER,
             "autoencoder": demo.AUTOENCODER,
+            "input": "latent",  # or "image": encoded on the device
+            "variants": 1,  # symmetries of a training patch that are records of their own
+            "posterior": False,
+            "patch_tokens": False,
+            "embedding": {"tokens": 1, "dim": 192},
+            "latent": {"channels": 6, "factor": 4},
             "workers": 0,  # processes that read; 0 reads in the main one
         }
     )
@@ -75,10 +84,17 @@ def get_config(network: str = "unet") -> ConfigDict:
             "conditioner": {"name": "linear", "width": 192},
             "condition_dropout": 0.1,
             "policy": {"params": "float32", "compute": "float32", "output": "float32"},
+            "remat": False,
         }
     )
     config.diffusion = ConfigDict(
-        {"schedule": {"name": "cosine", "steps": 1000}, "prediction": "v"}
+        {
+            "schedule": {"name": "cosine", "steps": 1000, "zero_terminal_snr": False},
+            "prediction": "v",
+        }
+    )
+    config.objective = ConfigDict(
+        {"timesteps": {"name": "uniform"}, "min_snr_gamma": placeholder(float), "repa": {}}
     )
     config.sampling = ConfigDict(
         {
@@ -94,10 +110,11 @@ def get_config(network: str = "unet") -> ConfigDict:
         {
             "learning_rate": {"unet": 1e-3, "dit": 7e-4}[network],
             "warmup_steps": 100,
+            "decay": "cosine",
             "weight_decay": 0.01,
             "b2": 0.99,
             "clip_norm": 1.0,
-            "ema_decay": 0.998,
         }
     )
+    config.ema = ConfigDict({"sigma_rel": (0.05, 0.15), "used": 0.15, "snapshot_every": 0})
     return config

@@ -18,14 +18,17 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.steps = 4000
     config.batch_size = 4
+    config.accumulation = 1
     config.log_every = 50
     config.checkpoint_every = 1000
     config.keep_checkpoints = 2
     config.sample_every = 2000
+    config.mesh = ConfigDict({"fsdp": 1})
 
     config.data = ConfigDict(
         {
             "dir": "data/demo_patches",
+            "mix": (),
             "images": demo.SLIDE,
             "split": demo.SPLIT,
             "patch_px": 64,
@@ -56,10 +59,11 @@ def get_config() -> ConfigDict:
         {
             "learning_rate": 1e-3,
             "warmup_steps": 100,
+            "decay": "cosine",
             "weight_decay": 1e-4,
             "b2": 0.99,
             "clip_norm": 1.0,
-            "ema_decay": 0.999,
         }
     )
+    config.ema = ConfigDict({"sigma_rel": (0.05, 0.15), "used": 0.05, "snapshot_every": 0})
     return config

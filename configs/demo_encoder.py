@@ -19,14 +19,17 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.steps = 700
     config.batch_size = 128
+    config.accumulation = 1
     config.log_every = 10
     config.checkpoint_every = 200
     config.keep_checkpoints = 2
     config.sample_every = 100_000  # there is nothing to picture
+    config.mesh = ConfigDict({"fsdp": 1})
 
     config.data = ConfigDict(
         {
             "dir": "data/demo_patches",
+            "mix": (),
             "images": demo.SLIDE,
             "split": demo.SPLIT,
             "patch_px": 64,
@@ -62,10 +65,11 @@ def get_config() -> ConfigDict:
         {
             "learning_rate": 1e-3,
             "warmup_steps": 100,
+            "decay": "cosine",
             "weight_decay": 0.05,
             "b2": 0.98,
             "clip_norm": 1.0,
-            "ema_decay": 0.998,
         }
     )
+    config.ema = ConfigDict({"sigma_rel": (0.05, 0.15), "used": 0.05, "snapshot_every": 0})
     return config

@@ -9,6 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from absl import flags
+from tqdm import tqdm
 
 from ssl_diffusion.errors import InputError, disk_is_full
 
@@ -28,9 +29,7 @@ def run(
     if "--help" in sys.argv:
         print(sys.modules["__main__"].__doc__, flag_values.get_help(), sep="\n")
         return
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    for noisy in ("absl", "jax", "orbax"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _log_lines()
     try:
         words = _parse(flag_values)
         if isinstance(main, Mapping):
@@ -66,6 +65,26 @@ def parse_numbers(
     if not re.fullmatch(separator.join([r"-?\d+"] * count), text):
         raise InputError(f"--{flag}={text}; expected {meaning}")
     return tuple(int(number) for number in text.split(separator))
+
+
+class _Lines(logging.Handler):
+    """Log records as lines on stderr, above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _log_lines() -> None:
+    root = logging.getLogger()
+    # Orbax adds a handler of its own when it is imported, and every line would come twice.
+    root.handlers = [
+        handler for handler in root.handlers if type(handler) is not logging.StreamHandler
+    ]
+    if not any(isinstance(handler, _Lines) for handler in root.handlers):
+        root.addHandler(_Lines())
+    root.setLevel(logging.INFO)
+    for noisy, level in (("absl", logging.ERROR), ("jax", logging.WARNING)):
+        logging.getLogger(noisy).setLevel(level)
 
 
 def _parse(flag_values: flags.FlagValues) -> list[str]:

@@ -1,43 +1,69 @@
 """Trains a task from a config.
 
 python -m ssl_diffusion.train --config=configs/demo.py --workdir=DIR
+python -m ssl_diffusion.train --config=configs/bracs.py:dit --plan=v5p:4x4x4
 
-Running the same command again goes on from the last checkpoint. In `workdir`: `config.json`,
-`metrics.jsonl`, `tensorboard/`, `samples/*.png`, `checkpoints/`, and at the end `model/` (the
-averaged weights as a model folder) and `summary.json`.
+Running the same command again goes on from the last checkpoint, with any number of devices and
+processes; SIGTERM saves one and exits with 0. In `workdir`: `config.json`, `metrics.jsonl`,
+`tensorboard/`, `samples/*.png`, `checkpoints/`, `averages/` (snapshots of the averaged weights, for
+`ssl_diffusion.average`) and at the end `model/` (one average as a model folder) and `summary.json`.
+
+--multihost joins the other processes of the run (TPU pod, GKE, Slurm, Open MPI, or as
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say); all see the same `workdir`.
+--plan compiles a step for TPU chips that are not at hand (needs libtpu, neither data nor workdir)
+and prints what it takes.
 """
 
 import json
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from clu import parameter_overview
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 from ml_collections import ConfigDict, config_flags
 
 from ssl_diffusion import cli
-from ssl_diffusion.data.pipeline import training_batches
-from ssl_diffusion.data.records import Records, open_records
-from ssl_diffusion.data.sources import RECIPE
-from ssl_diffusion.devices import shardings
+from ssl_diffusion.data.pipeline import batch_at, training_batches
+from ssl_diffusion.data.records import Records, Source
+from ssl_diffusion.devices import join_processes
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import sha256, write_json
+from ssl_diffusion.rates import peak_tflops
+from ssl_diffusion.training.averages import write_snapshot
 from ssl_diffusion.training.checkpoint import Checkpoints, claim_workdir
-from ssl_diffusion.training.logs import RunLog, read_metrics
-from ssl_diffusion.training.state import TrainState, init_state, make_optimizer, make_train_step
+from ssl_diffusion.training.held_out import held_out_loss
+from ssl_diffusion.training.logs import NonFinite, RunLog, read_metrics
+from ssl_diffusion.training.plan import model_flop, plan
+from ssl_diffusion.training.settings import check_config, open_record_sets
+from ssl_diffusion.training.sharding import (
+    by_rows,
+    make_mesh,
+    place,
+    replicated,
+    state_shardings,
+    to_host,
+)
+from ssl_diffusion.training.state import (
+    TrainState,
+    init_state,
+    make_train_step,
+    no_totals,
+    start_from,
+)
+from ssl_diffusion.training.stop import watched
 from ssl_diffusion.training.tasks import Task
-from ssl_diffusion.training.tasks.autoencoder import AutoencoderTask
-from ssl_diffusion.training.tasks.denoiser import DenoiserTask
-from ssl_diffusion.training.tasks.encoder import EncoderTask
+from ssl_diffusion.training.tasks.build import TASKS
 from ssl_diffusion.weights.folder import WEIGHTS
 from ssl_diffusion.weights.model import start_params
-
-TASKS = {"denoiser": DenoiserTask, "autoencoder": AutoencoderTask, "encoder": EncoderTask}
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
@@ -46,12 +72,25 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; the same folder resumes it.", flag_values=FLAGS
 )
+MULTIHOST = flags.DEFINE_bool(
+    "multihost", False, "one of several processes that train together", flag_values=FLAGS
+)
+PLAN = flags.DEFINE_string(
+    "plan", None, "TPU topology to compile for, as v5p:4x4x4; trains nothing", flag_values=FLAGS
+)
 
 
 def main() -> None:
-    """Reads the flags and trains."""
-    if CONFIG.value is None or WORKDIR.value is None:
-        raise InputError("needs --config=FILE.py and --workdir=DIR")
+    """Reads the flags, and trains or plans."""
+    if CONFIG.value is None or not (WORKDIR.value or PLAN.value):
+        raise InputError("needs --config=FILE.py and --workdir=DIR (or --plan=TOPOLOGY)")
+    if PLAN.value:
+        print(plan(CONFIG.value, PLAN.value))
+        return
+    if MULTIHOST.value:
+        join_processes()
+        if jax.process_index():
+            logging.getLogger().setLevel(logging.WARNING)
     # As it was typed, but for the folder: that is the user's own.
     arguments = [arg for arg in sys.argv[1:] if not arg.startswith(("--workdir", "-workdir"))]
     command = ["python", "-m", "ssl_diffusion.train", *arguments, "--workdir=DIR"]
@@ -65,120 +104,149 @@ def train(config: ConfigDict, workdir: Path, command: str = "train(config, workd
     anything compiles, for data, config or workdir that cannot be used.
     """
     # 1. What: records, task, and the workdir that belongs to them.
-    _check_config(config)
-    records = open_records(config.data.dir, config.data.get("instructions", ""))
-    _check_records(config, records)
+    check_config(config, jax.device_count())
+    mesh = make_mesh(config.mesh.fsdp)
+    records, mixed = open_record_sets(config)
     task: Task = TASKS[config.task](config, records)
-    source = records.source("train", task.fields)
-    batches = training_batches(
-        source,
-        config.batch_size,
-        config.seed,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-        workers=config.data.workers,
-    )
-    claim_workdir(workdir, config, records.metadata["recipe"])
+    sources = [(each.source("train", task.fields, raw=True), weight) for each, weight in mixed]
+    claim_workdir(workdir, config, [each.metadata["recipe"] for each in (records, *dict(mixed))])
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
 
-    # 2. State: fresh or restored, replicated over the mesh; batches are split over it.
-    rows, replicated = shardings()
-    optimizer = make_optimizer(config)
-    init = jax.jit(lambda: init_state(task, optimizer, config.seed), out_shardings=replicated)
-    state = init()
-    if checkpoints.latest() is not None:
-        state, place = checkpoints.restore(state)
-        batches.set_state(place)
-    elif config.get("init_from"):
-        params = start_params(
-            config.init_from,
-            config.model.architecture.to_dict(),
-            config.diffusion.to_dict(),
-            state.params,
-        )
-        params = jax.device_put(params, replicated)
-        state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
-    start = int(state.step)
+    # 2. State: fresh or restored, laid out over the mesh.
+    state, start = first_state(task, config, mesh, checkpoints)
+    frozen = place(task.frozen, jax.tree.map(lambda _: replicated(mesh), task.frozen))
     done = workdir / "summary.json", workdir / "model" / "model.json"
     if start == config.steps and all(file.exists() for file in done):
         logging.info("%s is trained already (%d steps)", workdir, start)
         return
     logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
 
-    # 3. Loop.
-    step_fn = jax.jit(
-        make_train_step(task, optimizer, config.seed, config.optimizer.ema_decay), donate_argnums=0
+    # 3. Loop: step, log, check the loss, evaluate and save, show; then the next batch.
+    batches = training_batches(
+        sources,
+        config.batch_size,
+        config.seed,
+        first=start,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        workers=config.data.workers,
     )
-    log = RunLog(workdir, start, config.steps, config.batch_size)
+    step_fn = jax.jit(make_train_step(task, config, mesh), donate_argnums=(0, 1))
+    fresh_totals = jax.jit(partial(no_totals, task, config), out_shardings=replicated(mesh))
+    evaluate = held_out_loss(task, config, records, mesh)
+    used, last = config.ema.sigma_rel.index(config.ema.used), config.steps
+    flop, peak = model_flop(task, config.batch_size), peak_tflops() * jax.device_count()
+    log = RunLog(workdir, start, last, config.batch_size, flop, peak)
+    stopped = False
     try:
-        for step in range(start + 1, config.steps + 1):
-            batch = jax.make_array_from_process_local_data(rows, next(batches))
-            state, metrics = step_fn(state, batch)
-            log.advance(metrics)
-            saves = _due(step, config.checkpoint_every, config.steps)
-            if saves or _due(step, config.log_every, config.steps):
-                log.metrics(step, metrics)
-            if saves:
-                log.flush()  # stops here rather than save a state whose loss is not finite
-                with log.paused():
-                    checkpoints.save(state, batches.get_state())
-            if _due(step, config.sample_every, config.steps):
-                with log.paused():
-                    log.picture(step, task.picture(state.ema))
+        with watched() as stop:
+            totals = fresh_totals()
+            for step in range(start + 1, last + 1):
+                with log.waiting():
+                    rows = next(batches)
+                batch = jax.make_array_from_process_local_data(by_rows(mesh), rows)
+                state, totals = step_fn(state, totals, batch, frozen)
+                log.advance(totals)
+                stopped = stop.reached(step) and step < last
+                saves = stopped or _due(step, config.checkpoint_every, last)
+                if saves or _due(step, config.log_every, last):
+                    log.metrics(step, totals)
+                    totals = fresh_totals()
+                if saves:
+                    log.flush()  # stops here rather than save a state whose loss is not finite
+                    with log.paused():
+                        reached = None if stopped else evaluate(state.averages[used], frozen)
+                        if reached:
+                            log.held_out(step, reached)
+                        checkpoints.save(step, state, {"batches": step}, config, reached)
+                if stopped:
+                    break
+                if config.ema.snapshot_every and _due(step, config.ema.snapshot_every, last):
+                    with log.paused():
+                        kept = to_host(state.averages)
+                        if jax.process_index() == 0:
+                            write_snapshot(workdir / "averages", step, kept, config.ema.sigma_rel)
+                if _due(step, config.sample_every, last):
+                    with log.paused():
+                        params = to_host(state.averages[used])
+                        if jax.process_index() == 0:
+                            log.picture(step, task.picture(params))
+            log.flush()
+    except NonFinite as error:
+        raise _explained(error, config, workdir, checkpoints, sources) from None
     finally:
-        try:
-            log.close()
-        finally:
-            checkpoints.wait()
+        batches.close()
+        log.close()
+        checkpoints.close()
+    if stopped:
+        logging.info(
+            "stopped at step %d of %d, saved; the same command goes on", step, config.steps
+        )
+        return
 
     # 4. Result: the averaged weights as a model folder, and what they measure.
-    _finish(config, workdir, command, records, task, state)
+    params = to_host(state.averages[used])
+    if jax.process_index() == 0:
+        _finish(config, workdir, command, records, task, params)
+    multihost_utils.sync_global_devices("finished")
+
+
+def first_state(
+    task: Task, config: ConfigDict, mesh: Mesh, checkpoints: Checkpoints
+) -> tuple[TrainState, int]:
+    """(state on the mesh, its step): of the last checkpoint, of `config.init_from`, or fresh."""
+    init = partial(init_state, task, config)
+    shapes = jax.eval_shape(init)
+    where = state_shardings(shapes, mesh)
+    if checkpoints.latest() is not None:
+        like = jax.tree.map(
+            lambda leaf, there: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there),
+            shapes,
+            where,
+        )
+        state, place_in_data = checkpoints.restore(like)
+        return state, place_in_data["batches"]
+    state = jax.jit(init, out_shardings=where)()
+    if config.get("init_from"):
+        params = start_params(
+            config.init_from,
+            config.model.architecture.to_dict(),
+            config.diffusion.to_dict(),
+            to_host(state.params),
+        )
+        params = place(params, where.params)
+        state = jax.jit(partial(start_from, config=config), out_shardings=where)(params)
+    return state, 0
 
 
 def _due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
 
 
-def _check_config(config: ConfigDict) -> None:
-    positive = ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every")
-    positive += ("keep_checkpoints",)
-    needed = ("task", "seed", *positive, "data", "model", "optimizer")
-    if missing := [name for name in needed if name not in config]:
-        raise InputError(f"the config lacks {', '.join(missing)}; see configs/demo.py")
-    if config.task not in TASKS:
-        raise InputError(f"config.task is {config.task!r}, expected one of {', '.join(TASKS)}")
-    for name in positive:
-        if config[name] < 1:
-            raise InputError(f"config.{name} is {config[name]}, expected 1 or more")
-    if config.batch_size % jax.device_count():
-        raise InputError(
-            f"batch size {config.batch_size} does not divide among {jax.device_count()} devices; "
-            "set --config.batch_size to a multiple"
-        )
-
-
-def _check_records(config: ConfigDict, records: Records) -> None:
-    """InputError if the records were not made by the recipe that the config tells."""
-    recipe = records.metadata["recipe"]
-    for name in RECIPE:
-        if name in ("encoder", "autoencoder") and not config.data[name]:
-            continue  # a task that reads images alone does not mind how they were encoded
-        if recipe[name] != config.data.get(name):
-            raise InputError(
-                f"records in {records.folder} have {name} {recipe[name]!r}, the config "
-                f"{config.data.get(name)!r}; prepare them with this config, in another folder"
-            )
+def _explained(
+    error: NonFinite,
+    config: ConfigDict,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    sources: Sequence[tuple[Source, float]],
+) -> InputError:
+    """Says which records the batch held and what is left to go on from."""
+    held = batch_at(sources, config.batch_size, config.seed, error.step - 1)
+    examples = [sources[which][0].place(index) for which, index in held]
+    file = workdir / "non_finite.json"
+    if jax.process_index() == 0:
+        write_json(file, {"step": error.step, "batch": examples})
+    last = checkpoints.latest()
+    kept = f"the checkpoint of step {last} is good" if last is not None else "none was saved yet"
+    return InputError(
+        f"{error}; {kept}. The batch held {'; '.join(examples[:2])}; and others, all in {file}. If "
+        "they are sound, train in another workdir with a lower learning rate"
+    )
 
 
 def _finish(
-    config: ConfigDict,
-    workdir: Path,
-    command: str,
-    records: Records,
-    task: Task,
-    state: TrainState,
+    config: ConfigDict, workdir: Path, command: str, records: Records, task: Task, params: PyTree
 ) -> None:
-    params = jax.device_get(state.ema)
     logged = read_metrics(workdir)
     last = logged[-10:]
     trained = {

@@ -1,13 +1,22 @@
 """Built once a session: records of the shipped slide and a model trained for a few steps."""
 
+import atexit
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What one test or process has compiled the others read: most of the time would go there.
+CACHE = tempfile.mkdtemp(prefix="compiled-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import numpy as np
 import pytest
@@ -28,7 +37,7 @@ def load_config(name: str, *arguments: str):
 def shrink(config):
     """The same run for a test: every part of the network there, and small; a few steps."""
     config.steps, config.batch_size, config.log_every = 6, 8, 1
-    config.checkpoint_every, config.sample_every = 2, 6
+    config.checkpoint_every, config.sample_every, config.ema.snapshot_every = 2, 6, 3
     config.data.stride_px = 64
     if config.task == "denoiser":
         small = {
@@ -64,6 +73,7 @@ TINY = (
     "--config.log_every=1",
     "--config.checkpoint_every=2",
     "--config.sample_every=6",
+    "--config.ema.snapshot_every=3",
     "--config.data.stride_px=64",
     "--config.model.conditioner.width=32",
     "--config.model.architecture.channel_multipliers=(1,1)",

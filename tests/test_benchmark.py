@@ -11,7 +11,7 @@ from conftest import run_command
 from ssl_diffusion.benchmarks import savings, stitching, timing
 from ssl_diffusion.benchmarks.denoiser import forward
 from ssl_diffusion.benchmarks.published import SIZES, PublishedDenoiser
-from ssl_diffusion.benchmarks.timing import matmul_flop
+from ssl_diffusion.rates import matmul_flop
 
 # Products and convolutions of one forward. The published U-Net takes 208.5 GFLOP; with one token
 # the queries and outputs of its cross-attentions, 2 * 2 n c^2 each, need not be computed.

@@ -9,8 +9,8 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from ssl_diffusion.benchmarks.published import SIZES, PublishedDenoiser
-from ssl_diffusion.benchmarks.timing import PRODUCTS, matmul_flop, product_rate, repeated, split
 from ssl_diffusion.devices import shardings
+from ssl_diffusion.rates import PRODUCTS, matmul_flop, product_rate, repeated
 
 
 def measure(
@@ -67,6 +67,12 @@ def forward(model: PublishedDenoiser, batch: int) -> tuple[float, int]:
 
     flop = matmul_flop(jax.make_jaxpr(apply)(params, *inputs).jaxpr)
     return repeated(jax.jit(apply), params, *inputs), flop
+
+
+def split(batch: int) -> Any:
+    """Where a batch lies: over all devices, or on the first where it does not divide."""
+    rows, _ = shardings()
+    return rows if batch % jax.device_count() == 0 else jax.devices()[0]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

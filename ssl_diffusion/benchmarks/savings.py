@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from ssl_diffusion.benchmarks.published import SIZES, PublishedDenoiser
 from ssl_diffusion.benchmarks.stitching import evaluation, make_image
-from ssl_diffusion.benchmarks.timing import repeated
+from ssl_diffusion.rates import repeated
 
 GUIDANCE = 4.0
 CANVAS = 2  # windows along a side of the canvas on which schemes are compared

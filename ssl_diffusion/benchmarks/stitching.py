@@ -12,9 +12,9 @@ from jaxtyping import Array, PyTree
 from tqdm import tqdm
 
 from ssl_diffusion.benchmarks.published import SIZES, PublishedDenoiser
-from ssl_diffusion.benchmarks.timing import PRODUCTS, matmul_flop, product_rate, repeated
 from ssl_diffusion.diffusion.sampling import Sampling
 from ssl_diffusion.diffusion.solvers import step
+from ssl_diffusion.rates import PRODUCTS, matmul_flop, product_rate, repeated
 from ssl_diffusion.stitching.consensus import WindowSum, stitched_denoiser, tile_shape, tiled
 from ssl_diffusion.stitching.large_image import LargeImage
 from ssl_diffusion.stitching.schemes import Overlap

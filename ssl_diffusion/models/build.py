@@ -63,15 +63,16 @@ def build(
 ) -> nn.Module:
     """Returns `network(**given)`. Lists (as JSON has them) become tuples.
 
-    `dtype` is the compute type, which is no property of the architecture. Raises InputError for
-    missing, unknown or ill-typed fields, all named at once.
+    `dtype` is the compute type, which is no property of the architecture, and neither is `remat`,
+    which a clone may have. Raises InputError for missing, unknown or ill-typed fields, all named at
+    once.
     """
     name = network.__name__
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     fields = {
         field.name: field
         for field in dataclasses.fields(network)
-        if field.name not in ("parent", "name", "dtype")
+        if field.name not in ("parent", "name", "dtype", "remat")
     }
     required = {key for key, field in fields.items() if field.default is dataclasses.MISSING}
     if not required <= given.keys() <= fields.keys():

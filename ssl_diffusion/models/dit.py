@@ -119,7 +119,8 @@ class DiT(nn.Module):
     Positions are computed for the latent at hand: any height and width that `patch_size` divides
     will do. `pooled_context` adds the projected mean of the context's tokens to the timestep
     embedding, as DiT does with its class embedding. `out_channels` may exceed the latent's (a
-    learned sigma).
+    learned sigma). With `remat` a gradient computes the inside of the blocks anew instead of
+    keeping it.
 
     Raises InputError for fields that do not fit each other, and for a latent whose height or width
     is not a multiple of the patch.
@@ -134,6 +135,7 @@ class DiT(nn.Module):
     adaln: str = "single"
     pooled_context: bool = False
     interpolation_scale: float = 1.0
+    remat: bool = False
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -177,10 +179,12 @@ class DiT(nn.Module):
             patchify(latent, patch)
         )
         x = x + position_embedding(rows, columns, width, self.interpolation_scale).astype(dtype)
+        block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
             name = f"transformer_blocks_{i}"
-            block = Block(self.heads, self.mlp_ratio, dtype, name=name)
-            x = block(x, inside(context, name), embedding, shared)
+            x = block(self.heads, self.mlp_ratio, dtype, name=name)(
+                x, inside(context, name), embedding, shared
+            )
 
         if self.adaln == "single":
             table = self.param("scale_shift_table", ZEROS, (2, width))

@@ -132,7 +132,8 @@ class UNet(nn.Module):
     followed by a spatial transformer; the middle always has one. Two options are not in the
     published network: `scale_shift` (see `ResidualBlock`) and `pooled_context`, which adds the
     projected mean of the context's tokens to the timestep embedding, as Dhariwal & Nichol 2021
-    add the embedding of a class.
+    add the embedding of a class. With `remat` a gradient computes the inside of the blocks anew
+    instead of keeping it.
 
     Raises InputError for fields that do not fit each other, and for a latent whose height or width
     is not a multiple of the downsampling.
@@ -147,6 +148,7 @@ class UNet(nn.Module):
     transformer_depth: int = 1
     scale_shift: bool = False
     pooled_context: bool = False
+    remat: bool = False
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -198,11 +200,15 @@ class UNet(nn.Module):
             embed = Dense(embedding.shape[-1], dtype=self.dtype, name="context_embed")
             embedding = embedding + pooled(embed, context)
 
+        res_block, transformer = ResidualBlock, SpatialTransformer
+        if self.remat:
+            res_block, transformer = nn.remat(res_block), nn.remat(transformer)
+
         def residual(x: Float[Array, "b h w c"], channels: int, name: str) -> Float[Array, "..."]:
-            return ResidualBlock(channels, self.scale_shift, self.dtype, name=name)(x, embedding)
+            return res_block(channels, self.scale_shift, self.dtype, name=name)(x, embedding)
 
         def attend(x: Float[Array, "b h w c"], name: str) -> Float[Array, "b h w c"]:
-            return SpatialTransformer(self.heads, self.transformer_depth, self.dtype, name=name)(
+            return transformer(self.heads, self.transformer_depth, self.dtype, name=name)(
                 x, inside(context, name)
             )
 

@@ -1,4 +1,4 @@
-"""Checkpoints: the training state and the data iterator's place, together, by Orbax."""
+"""Checkpoints: the training state, the place in the data and the config, together, by Orbax."""
 
 import json
 from collections.abc import Iterator
@@ -9,17 +9,35 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from ssl_diffusion.errors import InputError, disk_is_full
 from ssl_diffusion.files import read_json, write_json
 from ssl_diffusion.training.state import TrainState
 
+BEST = "held_out_loss"  # what the best checkpoint is the lowest of
+# What of a config may change between two starts of a run: where things lie and how they are shared.
+MAY_CHANGE = ("mesh", "accumulation", "remat", "log_every", "keep_checkpoints")
+MAY_CHANGE_OF_DATA = ("dir", "workers", "instructions")
+
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`. A save that was cut off is never taken for whole."""
+    """The checkpoints of one run in `folder`: the last `keep` and the best by held-out loss.
+
+    A save that was cut off is never taken for whole. Every process of the run makes the same calls.
+    """
 
     def __init__(self, folder: Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        best = BestN(
+            get_metric_fn=lambda metrics: metrics[BEST],
+            reverse=True,  # the last of this order is kept: the lowest
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
+            enable_async_checkpointing=True,
+        )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         self._folder = folder
 
@@ -27,20 +45,32 @@ class Checkpoints:
         """Step of the newest whole checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, iterator_state: dict[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        iterator: dict[str, Any],
+        config: ConfigDict,
+        metrics: dict[str, float] | None,
+    ) -> None:
         """Starts saving in the background; errors of the save before surface here, or in `wait`."""
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), iterator=ocp.args.JsonSave(iterator_state)
+            state=ocp.args.StandardSave(state),
+            iterator=ocp.args.JsonSave(iterator),
+            config=ocp.args.JsonSave(json.loads(config.to_json())),
         )
         with self._clear_when_full():
-            self._manager.save(int(state.step), args=arguments)
+            self._manager.save(step, args=arguments, metrics=metrics)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint, shaped and sharded as `like`; InputError if it is damaged."""
+        """The newest checkpoint and its place in the data, shaped and sharded as `like` describes.
+
+        The run that saved it may have had another mesh and another number of processes. Raises
+        InputError if it is damaged.
+        """
         step = self._manager.latest_step()
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardRestore(target), iterator=ocp.args.JsonRestore()
+            state=ocp.args.StandardRestore(like), iterator=ocp.args.JsonRestore()
         )
         try:
             restored = self._manager.restore(step, args=arguments)
@@ -58,6 +88,11 @@ class Checkpoints:
         """Blocks until what was started is saved."""
         with self._clear_when_full():
             self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and ends the threads that save."""
+        with self._clear_when_full():
+            self._manager.close()
 
     @contextmanager
     def _clear_when_full(self) -> Iterator[None]:
@@ -78,24 +113,32 @@ class Checkpoints:
             ) from None
 
 
-def claim_workdir(workdir: Path, config: ConfigDict, recipe: dict[str, Any]) -> None:
-    """Marks `workdir` as this config's, on records of this recipe, wherever they lie.
+def claim_workdir(workdir: Path, config: ConfigDict, recipes: list[dict[str, Any]]) -> None:
+    """Marks `workdir` as this config's, on records of these recipes, wherever they lie.
 
     Raises InputError, naming what differs, if it is another's.
     """
     file = workdir / "config.json"
-    mine = json.loads(config.to_json()) | {"records": recipe}
-    del mine["data"]["dir"]
+    mine = json.loads(config.to_json()) | {"records": recipes}
     if not file.exists():
-        write_json(file, mine)
+        if jax.process_index() == 0:
+            write_json(file, mine)
         return
     theirs = read_json(file, "run config")
-    changed = _differences(theirs, mine)
+    changed = _differences(_fixed(theirs), _fixed(mine))
     if changed:
         raise InputError(
             f"{workdir} belongs to another config ({'; '.join(changed[:4])}); choose another "
             "--workdir"
         )
+
+
+def _fixed(config: dict[str, Any]) -> dict[str, Any]:
+    data = config.get("data", {})
+    data = {name: data[name] for name in data if name not in MAY_CHANGE_OF_DATA}
+    # Mixed records are known by their recipes; of the mixture the weights are left to compare.
+    data["mix"] = [weight for _, weight in data.get("mix", ())]
+    return {name: config[name] for name in config if name not in MAY_CHANGE} | {"data": data}
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

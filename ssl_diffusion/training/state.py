@@ -1,81 +1,159 @@
-"""The training state, its optimizer and one step."""
+"""The training state and one step of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
-from ssl_diffusion.training.tasks import Task
+from ssl_diffusion.training import averages
+from ssl_diffusion.training.optimizer import learning_rate, make_optimizer
+from ssl_diffusion.training.sharding import by_rows, replicated, state_shardings
+from ssl_diffusion.training.tasks import Batch, Task, Terms
 
-LossTerms = dict[str, Float[Array, ""]]
+NEVER = 2**31 - 1  # the step of a non-finite loss while there was none
+
+Totals = dict[str, Array]
+"""Sums since the last log: name -> float32 [2], (sum, count), and "bad_step" int32 [], the first
+step whose loss was not finite or NEVER. They stay on the device until they are read."""
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a run is, beside its config and the data iterator. `ema` is float32.
+    """Everything that a run is, beside its config and its place in the data. All float32.
 
     Its fields also hold shapes or shardings, where a state is only described.
     """
 
-    step: PyTree  # int32 scalar
+    step: PyTree  # int32 scalar: optimizer steps taken
     params: PyTree
-    ema: PyTree
+    averages: PyTree  # a tuple of trees as `params`, one for each of config.ema.sigma_rel
     opt_state: PyTree
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019), linear warm-up, cosine decay to 0, norm clipping."""
-    optimizer = config.optimizer
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0,
-        optimizer.learning_rate,
-        optimizer.warmup_steps,
-        max(config.steps, optimizer.warmup_steps + 1),
-    )
-
-    def decays(params: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)  # kernels, not biases or norms
-
-    return optax.chain(
-        optax.clip_by_global_norm(optimizer.clip_norm),
-        optax.adamw(rate, b2=optimizer.b2, weight_decay=optimizer.weight_decay, mask=decays),
-    )
-
-
-def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(task: Task, config: ConfigDict) -> TrainState:
     """The state before the first step; a pure function, to be jitted with its output shardings."""
-    params = task.init(jax.random.key(seed))
-    return TrainState(jnp.int32(0), params, params, optimizer.init(params))
+    return start_from(task.init(jax.random.key(config.seed)), config)
+
+
+def start_from(params: PyTree, config: ConfigDict) -> TrainState:
+    """The state before the first step, from these parameters."""
+    kept = tuple(params for _ in config.ema.sigma_rel)
+    return TrainState(jnp.int32(0), params, kept, make_optimizer(config).init(params))
+
+
+def no_totals(task: Task, config: ConfigDict) -> Totals:
+    """Totals of nothing: shapes follow from the task's loss."""
+    batch = task.batch(config.batch_size)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.batch_size))
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    _, terms = jax.eval_shape(task.loss, params, task.frozen, batch, keys)
+    names = ("loss", "gradient_norm", "learning_rate", *terms)
+    return {name: jnp.zeros(2) for name in names} | {"bad_step": jnp.int32(NEVER)}
+
+
+def example_keys(seed: int, first: Array | int, count: int) -> Key[Array, " {count}"]:
+    """The random key of each example, by its number in the run, `first` and following.
+
+    So neither the number of devices nor accumulation changes what an example draws, and a resumed
+    run draws what the undisturbed one would have drawn.
+    """
+    numbers = jnp.uint32(first) + jnp.arange(count, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed + 1), numbers)
 
 
 def make_train_step(
-    task: Task, optimizer: optax.GradientTransformation, seed: int, ema_decay: float
-) -> Callable[[TrainState, Any], tuple[TrainState, LossTerms]]:
-    """Returns step(state, batch) -> (state, metrics), a pure function.
+    task: Task, config: ConfigDict, mesh: Mesh
+) -> Callable[[TrainState, Totals, Batch, PyTree], tuple[TrainState, Totals]]:
+    """Returns step(state, totals, batch, frozen) -> (state, totals), a pure function.
 
-    All randomness comes from `seed` and the step's number, so a resumed run draws what the
-    undisturbed one would have drawn.
+    With `config.accumulation` the gradient is the mean over so many parts of the batch, one after
+    the other; it is the same but for rounding, and takes the memory of one part.
     """
+    optimizer, rate = make_optimizer(config), learning_rate(config)
+    gammas = tuple(averages.gamma_of(sigma_rel) for sigma_rel in config.ema.sigma_rel)
+    parts = config.accumulation
+    size = config.batch_size
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, LossTerms]:
-        key = jax.random.fold_in(jax.random.key(seed + 1), state.step)
+    def sums(params: PyTree, frozen: PyTree, batch: Batch, keys: Array) -> tuple[Array, Totals]:
+        losses, terms = task.loss(gathered(params, mesh), frozen, batch, keys)
+        return losses.sum(), sums_of(losses, terms, jnp.ones_like(losses))
 
-        def mean_loss(params: PyTree) -> tuple[Float[Array, ""], LossTerms]:
-            losses, terms = task.loss(params, batch, key)
-            return losses.mean(), {name: term.mean() for name, term in terms.items()}
+    def part(params: PyTree, frozen: PyTree, batch: Batch, keys: Array) -> tuple[PyTree, Totals]:
+        (_, found), gradient = jax.value_and_grad(sums, has_aux=True)(params, frozen, batch, keys)
+        # As the parameters lie: the sum over the devices becomes one that scatters.
+        where = state_shardings(gradient, mesh)
+        return jax.lax.with_sharding_constraint(gradient, where), found
 
-        (loss, terms), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    def train_step(
+        state: TrainState, totals: Totals, batch: Batch, frozen: PyTree
+    ) -> tuple[TrainState, Totals]:
+        keys = example_keys(config.seed, state.step * size, size)
+        if parts == 1:
+            gradient, found = part(state.params, frozen, batch, keys)
+        else:
+
+            def add(total: PyTree, one: PyTree) -> tuple[PyTree, None]:
+                return jax.tree.map(jnp.add, total, part(state.params, frozen, *one)), None
+
+            split = jax.tree.map(lambda rows: _split(rows, parts, mesh), (batch, keys))
+            shapes = jax.eval_shape(
+                part, state.params, frozen, *jax.tree.map(lambda a: a[0], split)
+            )
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            (gradient, found), _ = jax.lax.scan(add, zeros, split)
+        gradient = jax.tree.map(lambda leaf: leaf / size, gradient)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # Early on the average is short, so that it is not dominated by the random start.
-        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads)} | terms
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        step = state.step + 1
+        kept = averages.update(state.averages, params, step, gammas)
+        found |= {
+            "gradient_norm": jnp.stack([optax.global_norm(gradient), 1.0]),
+            "learning_rate": jnp.stack([rate(state.step), 1.0]),
+        }
+        added = {name: totals[name] + found[name] for name in found}
+        finite = jnp.isfinite(found["loss"][0]) & jnp.isfinite(found["gradient_norm"][0])
+        bad = jnp.minimum(totals["bad_step"], jnp.where(finite, NEVER, step))
+        return TrainState(step, params, kept, opt_state), added | {"bad_step": bad}
 
     return train_step
+
+
+def sums_of(losses: Float[Array, " b"], terms: Terms, weight: Float[Array, " b"]) -> Totals:
+    """Weighted sums and counts of the loss and its terms; a term is NaN where it does not apply."""
+
+    def one(values: Float[Array, " b"], weight: Float[Array, " b"]) -> Float[Array, "2"]:
+        return jnp.stack([(values * weight).sum(), weight.sum()])
+
+    sums = {"loss": one(losses, weight)}
+    for name, values in terms.items():
+        applies = ~jnp.isnan(values)
+        sums[name] = one(jnp.where(applies, values, 0.0), weight * applies)
+    return sums
+
+
+def means(totals: Mapping[str, Any]) -> dict[str, float]:
+    """Means of totals that were read; what no example contributed to is left out."""
+    return {
+        name: float(value[0] / value[1])
+        for name, value in totals.items()
+        if name != "bad_step" and value[1]
+    }
+
+
+def gathered(params: PyTree, mesh: Mesh) -> PyTree:
+    """The parameters whole on every device, for a network to be applied."""
+    if mesh.shape["fsdp"] == 1:
+        return params
+    return jax.lax.with_sharding_constraint(params, replicated(mesh))
+
+
+def _split(rows: Array, parts: int, mesh: Mesh) -> Array:
+    """[b, ...] -> [parts, b / parts, ...], every part with rows of every device."""
+    split = jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0)
+    return jax.lax.with_sharding_constraint(split, by_rows(mesh, axis=1))

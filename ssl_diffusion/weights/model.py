@@ -1,7 +1,6 @@
 """Model folders opened as what one can compute with."""
 
 import dataclasses
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from ssl_diffusion import demo
 from ssl_diffusion.diffusion.denoiser import Denoiser, make_denoiser
-from ssl_diffusion.diffusion.schedule import Schedule, make_schedule
+from ssl_diffusion.diffusion.schedule import Schedule, make_schedule, with_defaults
 from ssl_diffusion.encoders.encoder import SSLEncoder
 from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.errors import InputError
@@ -32,7 +31,8 @@ from ssl_diffusion.weights.folder import WEIGHTS, read_arrays, read_params, read
 from ssl_diffusion.weights.layouts.vit import shapes as encoder_shapes
 from ssl_diffusion.weights.reader import autoencoder_shapes
 
-READS_CONTEXT = re.compile(r"^conditioner/|/attn2/to_[kv]/|/context_embed/")
+# What a start may lack: what reads the context, and the projector of training.
+STAYS_FRESH = re.compile(r"^conditioner/|^projector/|/attn2/to_[kv]/|/context_embed/")
 CHUNK = 32  # images per autoencoder call, always padded to this: results do not depend on the batch
 
 
@@ -228,8 +228,11 @@ def load_model(folder: str | Path, policy: Policy = FLOAT32) -> Model:
     first_stage = load_autoencoder(demo.resolve(folder) / "autoencoder")
     network = build_network(spec["architecture"], policy)
     conditioner = build_conditioner(spec["conditioner"])
+    side = spec["patch_px"] // first_stage.network.factor
+    latent = side, side, first_stage.network.latent_channels
+    embedding = spec["embedding"]["tokens"], spec["embedding"]["dim"]
     shapes = jax.eval_shape(
-        partial(init_denoiser, network, conditioner, spec, first_stage.network), jax.random.key(0)
+        partial(init_denoiser, network, conditioner, embedding, latent), jax.random.key(0)
     )
     params = read_params(folder, shapes)
     denoiser = jax.tree.map(partial(jnp.asarray, dtype=policy.params), params["denoiser"])
@@ -242,19 +245,24 @@ def load_model(folder: str | Path, policy: Policy = FLOAT32) -> Model:
 def init_denoiser(
     network: nn.Module,
     conditioner: Conditioner | TokenProjection,
-    spec: Mapping[str, Any],
-    autoencoder: Autoencoder,
+    embedding: tuple[int, int],
+    latent: tuple[int, int, int],
     key: Array,
 ) -> PyTree:
-    """Fresh parameters {"denoiser": ..., "conditioner": ...} in the shapes of `spec`."""
-    size = spec["patch_px"] // autoencoder.factor
-    latent = jnp.zeros((1, size, size, autoencoder.latent_channels))
-    embedding = jnp.zeros((1, spec["embedding"]["tokens"], spec["embedding"]["dim"]))
+    """Fresh parameters {"denoiser": ..., "conditioner": ...}.
+
+    `embedding` is [tokens, dim] of one patch, `latent` [h, w, c].
+    """
     network_key, conditioner_key = jax.random.split(key)
-    variables = conditioner.init(conditioner_key, embedding)
-    context = conditioner.apply(variables, embedding)
-    denoiser = network.init(network_key, latent, jnp.zeros(1), context)
+    tokens = jnp.zeros((1, *embedding))
+    variables = conditioner.init(conditioner_key, tokens)
+    context = conditioner.apply(variables, tokens)
+    denoiser = network.init(network_key, jnp.zeros((1, *latent)), jnp.zeros(1), context)
     return {"denoiser": denoiser["params"], "conditioner": variables["params"]}
+
+
+def _process(diffusion: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    return with_defaults(diffusion["schedule"]), diffusion["prediction"]
 
 
 def start_params(
@@ -276,19 +284,19 @@ def start_params(
             f"{folder} holds a denoiser of another architecture, {spec['architecture']}; set "
             "model.architecture to it"
         )
-    if spec["diffusion"] != json.loads(json.dumps(diffusion)):
+    if _process(spec["diffusion"]) != _process(diffusion):
         logging.warning("%s was trained with another process: %s", folder, spec["diffusion"])
     found = read_arrays(folder)
     params, stays, wrong = {}, [], []
     for name, leaf in traverse_util.flatten_dict(fresh, sep="/").items():
         array = found.get(name)
         if array is not None and array.shape == leaf.shape:
-            params[name] = jnp.asarray(array, leaf.dtype)
+            params[name] = np.asarray(array, leaf.dtype)
             continue
         params[name] = leaf
         there = "nothing" if array is None else list(array.shape)
         line = f"{name}: found {there}, expected {list(leaf.shape)}"
-        (stays if READS_CONTEXT.search(name) else wrong).append(line)
+        (stays if STAYS_FRESH.search(name) else wrong).append(line)
     if wrong:
         raise InputError(f"{folder} is no start for this architecture: {'; '.join(wrong)}")
     if stays:

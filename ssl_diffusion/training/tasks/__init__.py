@@ -1,10 +1,13 @@
-"""What can be learned: a task gives parameters, a loss per example and a model folder."""
+"""What can be learned: a task gives parameters, a loss per example, evaluation, a model folder."""
 
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree
+from ml_collections import ConfigDict
 
 MEASURED = 1024
 """Held-out patches measured, at most: more would tell no more and need not fit in memory."""
@@ -12,20 +15,32 @@ MEASURED = 1024
 Batch = dict[str, Array | np.ndarray]
 """Record fields by name, each with the batch as its first axis."""
 
+Terms = dict[str, Float[Array, " b"]]
+"""Further figures of each example, by name; NaN where one does not apply to an example."""
+
 
 @runtime_checkable
 class Task(Protocol):
-    """What the training loop asks of a task. `fields` are the record fields of a batch."""
+    """What the training loop asks of a task.
+
+    Attributes:
+      fields: the record fields of a batch.
+      frozen: arrays that the loss reads and training leaves alone, any pytree.
+    """
 
     fields: tuple[str, ...]
+    frozen: PyTree
+
+    def batch(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch of `count` examples, as the records hold them."""
 
     def init(self, key: Array) -> PyTree:
         """Fresh parameters."""
 
     def loss(
-        self, params: PyTree, batch: Batch, key: Array
-    ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
-        """Loss per example and further per-example figures to log."""
+        self, params: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
+    ) -> tuple[Float[Array, " b"], Terms]:
+        """Loss and further terms of each example, whose randomness is all from its own key."""
 
     def picture(self, params: PyTree) -> np.ndarray | None:
         """A sheet that shows how far training is, uint8 [h, w, 3]: the same examples each time."""
@@ -35,3 +50,14 @@ class Task(Protocol):
 
     def export(self, params: PyTree, folder: Path, trained: dict[str, Any]) -> None:
         """Writes the model folder; `trained` says by which config, command and steps."""
+
+
+def image_batch(config: ConfigDict, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of a task that reads images alone."""
+    size = config.data.patch_px
+    return {"image": jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)}
+
+
+def split_keys(keys: Key[Array, " b"]) -> Key[Array, "2 b"]:
+    """Two keys of each example from its one."""
+    return jax.vmap(jax.random.split, out_axes=1)(keys)

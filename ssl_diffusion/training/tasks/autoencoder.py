@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
 from ssl_diffusion.data.records import Records
@@ -14,7 +14,7 @@ from ssl_diffusion.evaluation.measures import autoencoder_numbers
 from ssl_diffusion.models.autoencoder import Autoencoder
 from ssl_diffusion.models.build import build
 from ssl_diffusion.pixels import pair_sheet, to_uint8
-from ssl_diffusion.training.tasks import MEASURED, Batch
+from ssl_diffusion.training.tasks import MEASURED, Batch, Terms, image_batch
 from ssl_diffusion.weights.folder import write_model
 from ssl_diffusion.weights.model import FirstStage
 
@@ -26,21 +26,25 @@ class AutoencoderTask:
     """Reconstruction in L1 and L2 plus a small KL term (Rombach et al. 2022, app. G)."""
 
     fields = ("image",)
+    frozen: PyTree = {}
 
-    def __init__(self, config: ConfigDict, records: Records):
+    def __init__(self, config: ConfigDict, records: Records | None):
         self.config, self.records = config, records
         self.network: Autoencoder = build(Autoencoder, config.model.architecture.to_dict())
+
+    def batch(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return image_batch(self.config, count)
 
     def init(self, key: Array) -> PyTree:
         size = self.config.data.patch_px
         return self.network.init(key, jnp.zeros((1, size, size, 3)))["params"]
 
     def loss(
-        self, params: PyTree, batch: Batch, key: Array
-    ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
+        self, params: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
+    ) -> tuple[Float[Array, " b"], Terms]:
         image = batch["image"] / 127.5 - 1.0
         mean, log_variance = self.network.apply({"params": params}, image, method="moments")
-        noise = jax.random.normal(key, mean.shape)
+        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
         latent = mean + jnp.exp(0.5 * log_variance) * noise
         error = self.network.apply({"params": params}, latent, method="decode") - image
         axes = (1, 2, 3)

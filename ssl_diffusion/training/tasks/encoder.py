@@ -7,18 +7,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
 from ssl_diffusion.data.records import Records
-from ssl_diffusion.encoders.augment import strong_augment, views_of
+from ssl_diffusion.encoders.augment import augment, views_of
 from ssl_diffusion.encoders.encoder import SSLEncoder, normalise
 from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.measures import encoder_numbers
 from ssl_diffusion.models.build import build
 from ssl_diffusion.models.layers import MLP
-from ssl_diffusion.training.tasks import MEASURED, Batch
+from ssl_diffusion.training.tasks import MEASURED, Batch, Terms, image_batch, split_keys
 from ssl_diffusion.weights.folder import write_model
 
 
@@ -40,9 +40,15 @@ class EncoderTask:
     """The encoder and a projection head; only the encoder is exported."""
 
     fields = ("image",)
+    frozen: PyTree = {}
 
-    def __init__(self, config: ConfigDict, records: Records):
+    def __init__(self, config: ConfigDict, records: Records | None):
         self.config, self.records = config, records
+        if config.accumulation != 1:
+            raise InputError(
+                f"config.accumulation is {config.accumulation}, expected 1: views are contrasted "
+                "with all of the batch, which parts of it do not see"
+            )
         self.encoder: ViT = build(ViT, config.model.architecture.to_dict())
         if self.encoder.image_size != config.data.patch_px:
             raise InputError(
@@ -51,6 +57,9 @@ class EncoderTask:
             )
         projector = config.model.projector
         self.projector = MLP(projector.hidden, projector.width, nn.relu)
+
+    def batch(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return image_batch(self.config, count)
 
     def init(self, key: Array) -> PyTree:
         encoder_key, projector_key = jax.random.split(key)
@@ -63,12 +72,13 @@ class EncoderTask:
         }
 
     def loss(
-        self, params: PyTree, batch: Batch, key: Array
-    ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
+        self, params: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
+    ) -> tuple[Float[Array, " b"], Terms]:
         model = self.config.model
         image = batch["image"] / 127.5 - 1.0
         settings = model.augmentation.to_dict()
-        views = [strong_augment(view_key, image, settings) for view_key in jax.random.split(key)]
+        view = jax.vmap(lambda key, image: augment(key, image, settings))
+        views = [view(view_keys, image) for view_keys in split_keys(keys)]
         both = normalise(
             (jnp.concatenate(views) + 1) / 2, np.array(model.mean), np.array(model.std)
         )

@@ -1,0 +1,7 @@
+"""The tasks by the name that a config gives them."""
+
+from ssl_diffusion.training.tasks.autoencoder import AutoencoderTask
+from ssl_diffusion.training.tasks.denoiser import DenoiserTask
+from ssl_diffusion.training.tasks.encoder import EncoderTask
+
+TASKS = {"denoiser": DenoiserTask, "autoencoder": AutoencoderTask, "encoder": EncoderTask}
