@@ -3,7 +3,9 @@
     python -m ssl_diffusion.prepare --config=configs/bracs.py
     python -m ssl_diffusion.train --config=configs/bracs.py[:dit][,runlocal] --workdir=runs/bracs
 
-Paper: Graikos et al. 2024, table 1, reports FID 6.98 for TCGA-BRCA 20x; none for BRACS.
+Reported: Graikos et al. 2024 (arXiv 2312.07330), table 1, have FID 6.98 for patches of TCGA-BRCA at
+20x, and nothing for BRACS. Expected of this config: nothing has been trained with it at full size
+yet.
 Data: the regions of interest (PNG, 40x, 0.25 µm/px) of https://www.bracs.icar.cnr.it, resampled to
 0.5 µm/px, 256 px patches without overlap. First stage VQ-f4 (latents 64x64x3); embeddings of HIPT's
 ViT-S/16 (one token of 384), another encoder by `--config.data.encoder=DIR` and

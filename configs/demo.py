@@ -116,5 +116,5 @@ def get_config(network: str = "unet") -> ConfigDict:
             "clip_norm": 1.0,
         }
     )
-    config.ema = ConfigDict({"sigma_rel": (0.05, 0.15), "used": 0.15, "snapshot_every": 0})
+    config.ema = ConfigDict({"sigma_rel": (0.05, 0.15), "used": 0.05, "snapshot_every": 0})
     return config

@@ -1,8 +1,12 @@
 """The demo's first stage: a small KL-f4 autoencoder of the shipped slide's training patches.
 
-python -m ssl_diffusion.prepare --config=configs/demo_autoencoder.py
-python -m ssl_diffusion.train --config=configs/demo_autoencoder.py --workdir=runs/demo_autoencoder
-cp -r runs/demo_autoencoder/model/. ssl_diffusion/demo/autoencoder/
+    python -m ssl_diffusion.prepare --config=configs/demo_autoencoder.py
+    python -m ssl_diffusion.train --config=configs/demo_autoencoder.py \
+        --workdir=runs/demo_autoencoder
+    cp -r runs/demo_autoencoder/model/. ssl_diffusion/demo/autoencoder/
+
+Hardware: 2 CPU cores, expected a quarter of an hour. Measured: PSNR 26.7 dB on the 130 held-out
+patches, each as its mean colour 14.3 dB (README).
 """
 
 from ml_collections import ConfigDict

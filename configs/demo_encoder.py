@@ -1,8 +1,12 @@
 """The demo's SSL encoder: a small ViT, by SimCLR on the shipped slide's training patches.
 
-python -m ssl_diffusion.prepare --config=configs/demo_encoder.py
-python -m ssl_diffusion.train --config=configs/demo_encoder.py --workdir=runs/demo_encoder
-cp -r runs/demo_encoder/model/. ssl_diffusion/demo/encoder/
+    python -m ssl_diffusion.prepare --config=configs/demo_encoder.py
+    python -m ssl_diffusion.train --config=configs/demo_encoder.py --workdir=runs/demo_encoder
+    cp -r runs/demo_encoder/model/. ssl_diffusion/demo/encoder/
+
+Hardware: 2 CPU cores, expected a quarter of an hour. Measured: a strongly augmented patch finds
+itself among the 130 held-out ones in 90 % of the cases, with the same network untrained in 6 %
+(README).
 """
 
 from ml_collections import ConfigDict

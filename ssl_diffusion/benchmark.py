@@ -1,10 +1,12 @@
-"""How fast this machine denoises and stitches, against what it reaches in a matrix product.
+"""How fast this machine denoises, stitches and trains, against what it reaches in a product.
 
 python -m ssl_diffusion.benchmark denoiser [--json] [--networks=unet,dit] [--batches=1,4,16,64]
 python -m ssl_diffusion.benchmark stitching [--json] [--network=unet] [--sizes=512,1024,2048,4096]
 python -m ssl_diffusion.benchmark savings [--json] [--network=unet]
 python -m ssl_diffusion.benchmark quality --model=DIR --reference=SLIDE --region=x,y,w,h [--json]
 python -m ssl_diffusion.benchmark topology --topology=v5e:4x4 [--json]
+python -m ssl_diffusion.benchmark train --config=configs/bracs.py[:dit] [--batches=32,64] [--json]
+python -m ssl_diffusion.benchmark data [--records=DIR] [--workers=0,1,2] [--json]
 
 `denoiser`: seconds per forward, TFLOP/s and their ratio to the best product of 2048^3 and 4096^3
 measured in the same run, for the published sizes: the U-Net of configs/bracs.py (latents 64x64x3)
@@ -13,20 +15,26 @@ costs in each scheme, and the network's share of it. `savings`: what each trick 
 it changes the result. `quality`: what schemes, solvers, steps and dense grids of a model of yours
 cost and give on a real region, in pixels of the model's resolution. `topology`: compiles an
 evaluation for TPU chips that are not at hand (needs jax[tpu], no TPU) and prints memory and FLOP.
-FLOP are those of the convolutions and products alone, counted in the traced program. On a CPU, set
-what launch/environment.sh does first.
+`train`: the training step of any config, on random data: images/s, TFLOP/s, their ratio to the
+product and to what the maker states in bfloat16, memory per device (as the compiler counts it, and
+the most that was allocated); --config.NAME=VALUE changes the config. With --records, the share of
+the time that a step waits for data. `data`: records/s that the reader feeds, of --records or of
+ones made for it, against what a training step of the published U-Net consumes on an H200.
+FLOP are those of the convolutions and products alone, counted in the traced program (what remat
+computes again counts). On a CPU, set what launch/environment.sh does first.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 from absl import flags
 from jax.experimental import topologies
+from ml_collections import config_flags
 
 from ssl_diffusion import cli
-from ssl_diffusion.benchmarks import denoiser, quality, savings, stitching
+from ssl_diffusion.benchmarks import data, denoiser, quality, savings, stitching, train
 from ssl_diffusion.benchmarks.published import SIZES
 from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.errors import InputError
@@ -38,9 +46,18 @@ from ssl_diffusion.weights.model import load_model
 FLAGS = flags.FlagValues()
 NETWORKS = flags.DEFINE_list("networks", ["unet", "dit"], "denoiser: which", flag_values=FLAGS)
 BATCHES = flags.DEFINE_list(
-    "batches", ["1", "4", "16", "64"], "denoiser: windows in one forward", flag_values=FLAGS
+    "batches",
+    None,
+    "denoiser: windows in one forward (1,4,16,64); train: examples in one step, of all devices "
+    "together (the config's); data: records (256)",
+    flag_values=FLAGS,
 )
-TYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "denoiser: which", flag_values=FLAGS)
+TYPES = flags.DEFINE_list(
+    "dtypes",
+    None,
+    "denoiser: which (float32,bfloat16); train: of the arithmetic (the config's)",
+    flag_values=FLAGS,
+)
 TOKENS = flags.DEFINE_integer("tokens", 1, "denoiser: of context", lower_bound=1, flag_values=FLAGS)
 NETWORK = flags.DEFINE_enum("network", "unet", [*SIZES], "of the others", flag_values=FLAGS)
 DTYPE = flags.DEFINE_enum("dtype", "float32", [*PRECISIONS], "of the others", flag_values=FLAGS)
@@ -55,26 +72,36 @@ WINDOW_BATCH = flags.DEFINE_integer(
 )
 GUIDANCE = flags.DEFINE_float("guidance", 4.0, "scale w; 1 is none", flag_values=FLAGS)
 SECONDS = flags.DEFINE_float(
-    "seconds", 60.0, "stitching: longer evaluations are measured on a part", flag_values=FLAGS
+    "seconds",
+    None,
+    "stitching: longer evaluations are measured on a part (60); data, and train with --records: of "
+    "one measurement (10)",
+    lower_bound=0,
+    flag_values=FLAGS,
 )
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "topology: which TPU", flag_values=FLAGS)
 MODEL = flags.DEFINE_string("model", None, "quality: model folder", flag_values=FLAGS)
 REFERENCE = flags.DEFINE_string("reference", None, "quality: real image", flag_values=FLAGS)
 REGION = flags.DEFINE_string("region", None, "quality: x,y,w,h of it, px", flag_values=FLAGS)
 SEED = flags.DEFINE_integer("seed", 0, "quality: of the images", flag_values=FLAGS)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "train: config file, e.g. configs/bracs.py:dit", flag_values=FLAGS
+)
+RECORDS = flags.DEFINE_string(
+    "records", None, "data, train: folder of prepared records", flag_values=FLAGS
+)
+WORKERS = flags.DEFINE_list(
+    "workers", ["0", "1", "2"], "data: processes that read", flag_values=FLAGS
+)
 JSON = flags.DEFINE_bool("json", False, "print JSON instead of a table", flag_values=FLAGS)
 
 
 def measure_denoiser() -> None:
     """`benchmark denoiser`."""
-    for name, given, known in (
-        ("networks", NETWORKS.value, SIZES),
-        ("dtypes", TYPES.value, PRECISIONS),
-    ):
-        if unknown := set(given) - set(known):
-            raise InputError(f"--{name}={','.join(unknown)}; expected {', '.join(known)}")
-    batches = numbers("batches", BATCHES.value)
-    rows = [*denoiser.measure(NETWORKS.value, TYPES.value, batches, TOKENS.value)]
+    networks = names("networks", NETWORKS.value, SIZES)
+    dtypes = names("dtypes", TYPES.value or ["float32", "bfloat16"], PRECISIONS)
+    batches = numbers("batches", BATCHES.value or ["1", "4", "16", "64"])
+    rows = [*denoiser.measure(networks, dtypes, batches, TOKENS.value)]
     show(rows, denoiser.table(rows))
 
 
@@ -90,7 +117,7 @@ def measure_stitching() -> None:
             strides,
             WINDOW_BATCH.value or default_window_batch(),
             GUIDANCE.value,
-            SECONDS.value,
+            60.0 if SECONDS.value is None else SECONDS.value,
         )
     ]
     show(rows, stitching.table(rows))
@@ -134,10 +161,49 @@ def compile_topology() -> None:
     print(json.dumps(result, indent=2))
 
 
-def numbers(flag: str, given: Sequence[str]) -> list[int]:
-    """Whole numbers above 0 from a list flag; InputError for others."""
-    if not all(text.isdigit() and int(text) for text in given):
-        raise InputError(f"--{flag}={','.join(given)}; expected whole numbers, as 1,4")
+def measure_train() -> None:
+    """`benchmark train`."""
+    config = CONFIG.value
+    if config is None:
+        raise InputError(
+            "train needs --config=FILE.py, as configs/bracs.py or configs/bracs.py:dit"
+        )
+    dtypes = names("dtypes", TYPES.value or [], PRECISIONS)
+    batches = numbers("batches", BATCHES.value or [str(config.get("batch_size"))])
+    rows = [*train.measure(config, batches, dtypes, RECORDS.value, reading_seconds())]
+    show(rows, train.table(rows))
+
+
+def measure_data() -> None:
+    """`benchmark data`."""
+    workers = numbers("workers", WORKERS.value, least=0)
+    batches = numbers("batches", BATCHES.value or ["256"])
+    rows = [
+        row
+        for batch in batches
+        for row in data.measure(RECORDS.value, workers, reading_seconds(), batch)
+    ]
+    show(rows, data.table(rows))
+
+
+def reading_seconds() -> float:
+    """Of one measurement that reads records."""
+    return 10.0 if SECONDS.value is None else SECONDS.value
+
+
+def names(flag: str, given: Sequence[str], known: Collection[str]) -> Sequence[str]:
+    """What a list flag gives; InputError for what is not known."""
+    if unknown := [name for name in given if name not in known]:
+        raise InputError(f"--{flag}={','.join(unknown)}; expected {', '.join(known)}")
+    return given
+
+
+def numbers(flag: str, given: Sequence[str], least: int = 1) -> list[int]:
+    """Whole numbers from a list flag; InputError for others and for those below `least`."""
+    if not given or not all(text.isdecimal() and int(text) >= least for text in given):
+        raise InputError(
+            f"--{flag}={','.join(given)}; expected whole numbers from {least}, as {least},4"
+        )
     return [int(text) for text in given]
 
 
@@ -153,12 +219,15 @@ def show(rows: Sequence[dict[str, Any]], table: str) -> None:
     print(table)
 
 
+WORDS = {
+    "denoiser": measure_denoiser,
+    "stitching": measure_stitching,
+    "savings": measure_savings,
+    "quality": measure_quality,
+    "topology": compile_topology,
+    "train": measure_train,
+    "data": measure_data,
+}
+
 if __name__ == "__main__":
-    words = {
-        "denoiser": measure_denoiser,
-        "stitching": measure_stitching,
-        "savings": measure_savings,
-        "quality": measure_quality,
-        "topology": compile_topology,
-    }
-    cli.run(words, FLAGS)
+    cli.run(WORDS, FLAGS)

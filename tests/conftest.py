@@ -1,6 +1,5 @@
 """Built once a session: records of the shipped slide and a model trained for a few steps."""
 
-import atexit
 import importlib.util
 import json
 import os
@@ -12,9 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What one test or process has compiled the others read: most of the time would go there.
-CACHE = tempfile.mkdtemp(prefix="compiled-")
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -180,6 +177,11 @@ def pipeline(tmp_path_factory) -> Path:
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     return folder
+
+
+def pytest_unconfigure():
+    """Removes what was compiled."""
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter):

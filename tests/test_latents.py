@@ -17,6 +17,7 @@ from ssl_diffusion.prepare import prepare
 from ssl_diffusion.rates import matmul_flop
 from ssl_diffusion.training.tasks.denoiser import DenoiserTask
 from ssl_diffusion.training.tasks.latents import LatentInput, make_input
+from ssl_diffusion.weights.model import FirstStage
 
 KEYS = jax.random.split(jax.random.key(0), 4000)
 
@@ -74,13 +75,16 @@ def test_images_encoded_on_the_device_give_the_latents_of_the_records(records):
     batch = records.source("train", both, raw=True).spread(8)
     keys = KEYS[:8]
     assert (batch["latent_std"] > 0).all()
-    of_images = jax.jit(encoded.latent)(encoded.frozen, {"image": batch["image"]}, keys)
-    of_records = stored.latent({}, {name: batch[name] for name in stored.fields}, keys)
+    from_images, moments = jax.jit(encoded.latent), {name: batch[name] for name in stored.fields}
+    of_images = from_images(encoded.frozen, {"image": batch["image"]}, keys)
+    of_records = stored.latent({}, moments, keys)
     size = np.abs(batch["latent"]).max() * stored.scale
     np.testing.assert_allclose(of_images, of_records, atol=size * 2**-10)
-    # That is far below what the posterior's noise changes.
-    others = stored.latent({}, {name: batch[name] for name in stored.fields}, KEYS[8:16])
-    assert np.abs(others - of_records).mean() > size * 2**-8
+    # The difference of two draws is of the deviation alone.
+    by_images = from_images(encoded.frozen, {"image": batch["image"]}, KEYS[8:16]) - of_images
+    by_records = stored.latent({}, moments, KEYS[8:16]) - of_records
+    assert np.abs(by_records).max() > 0.02
+    np.testing.assert_allclose(by_images, by_records, rtol=2e-3, atol=5e-6)
     # Scaled they are what the records give, which is what a sampler decodes.
     scaled = records.source("train", ("latent",)).spread(8)["latent"]
     still = batch | {"latent_std": np.zeros_like(batch["latent_std"])}
@@ -88,13 +92,13 @@ def test_images_encoded_on_the_device_give_the_latents_of_the_records(records):
 
 
 def test_a_quantised_first_stage_has_nothing_to_draw():
-    network = Autoencoder(32, (1, 1), 1, 3, middle_attention=False, codebook=7)
-    image = jnp.asarray(np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), np.uint8))
-    params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    network = Autoencoder(32, (1,), 1, 3, middle_attention=False, codebook=7)
+    image = np.random.default_rng(0).integers(0, 255, (2, 4, 4, 3), np.uint8)
+    params = random_params(network, jnp.zeros((1, 4, 4, 3)))
     source = LatentInput((4, 4, 3), {}, params, network, shift=1.0, scale=3.0)
     latent = jax.jit(source.latent)
     found = latent(params, {"image": image}, KEYS[:2])
-    features = network.apply({"params": params}, image / 127.5 - 1.0, method="encode")
+    features = FirstStage(network, params, {}).encode(image)
     np.testing.assert_allclose(found, 3 * (features - 1), atol=1e-5)
     np.testing.assert_array_equal(found, latent(params, {"image": image}, KEYS[2:4]))
 
@@ -141,7 +145,11 @@ def test_records_without_what_the_config_reads_are_refused(records, tmp_path):
         make_input(config_of(), open_records(tmp_path / "patches"))
 
 
-@pytest.mark.parametrize("architecture", [UNET, DIT], ids=["unet", "dit"])
+@pytest.mark.parametrize(
+    "architecture",
+    [{**UNET, "channel_multipliers": [1], "attention_levels": [0]}, DIT],
+    ids=["unet", "dit"],
+)
 def test_remat_changes_neither_loss_nor_gradient(architecture):
     """And it computes something a second time."""
     plain = build_network(architecture)
@@ -158,7 +166,7 @@ def test_remat_changes_neither_loss_nor_gradient(architecture):
     loss, gradient, flop = value_and_gradient(plain)
     again, same, more = value_and_gradient(plain.clone(remat=True))
     # A gradient is three times the products of a forward, of which most are taken once more.
-    assert 1.2 * flop < more < 4 / 3 * flop
+    assert 1.1 * flop < more < 4 / 3 * flop
     np.testing.assert_allclose(again, loss, rtol=1e-6)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
     for one, other in zip(*map(jax.tree.leaves, (gradient, same)), strict=True):

@@ -1,5 +1,6 @@
 """The loop: exact resumption, device counts, objectives, checkpoints."""
 
+import ast
 import json
 import os
 import shutil
@@ -74,23 +75,67 @@ def test_killed_run_goes_on_to_the_same_bits(records_dir, run_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_run_killed_at_random_moments_ends_with_the_same_bits(records_dir, run_dir, tmp_path):
-    """Also while it starts, compiles or saves; records are read by another process."""
-    workdir = tmp_path / "train"
-    arguments = [*TINY, f"--workdir={workdir}", f"--config.data.dir={records_dir}"]
-    arguments.append("--config.data.workers=1")
-    command = [sys.executable, "-m", "ssl_diffusion.train", *arguments]
+def test_run_killed_twenty_times_ends_with_the_same_bits(records_dir, tmp_path):
+    """At random moments: while it starts, between steps, and while it saves every other step."""
+    longer = "--config.steps=80", "--config.sample_every=80", "--config.data.workers=1"
+
+    def command(workdir) -> list[str]:
+        arguments = [*TINY, *longer, f"--workdir={workdir}", f"--config.data.dir={records_dir}"]
+        return [sys.executable, "-m", "ssl_diffusion.train", *arguments]
+
+    undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "killed"
+    subprocess.run(command(undisturbed), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     rng = np.random.default_rng(0)
-    for _ in range(6):
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(8, 40))
+    while_saving = 0
+    for kill in range(20):
+        process = subprocess.Popen(command(workdir), cwd=ROOT, stderr=subprocess.DEVNULL)
+        before = len(read_metrics(workdir))
+        if kill % 5:  # else at any moment of its start
+            while len(read_metrics(workdir)) <= before and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 1.5))
+        else:
+            time.sleep(rng.uniform(1, 15))
+        assert process.poll() is None, "ended before it was killed: make the run longer"
         process.kill()
         process.wait()
-    result = run_command("train", *arguments)
-    assert result.returncode == 0, result.stderr
-    undisturbed = load_file(run_dir / "model" / "weights.safetensors")
-    for name, value in load_file(workdir / "model" / "weights.safetensors").items():
-        np.testing.assert_array_equal(value, undisturbed[name], err_msg=name)
+        left = (workdir / "checkpoints").glob("*tmp*") if workdir.exists() else ()
+        while_saving += bool(list(left))
+    assert while_saving, "no kill fell into a save"
+    subprocess.run(command(workdir), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    hashes = [
+        read_json(folder / "summary.json", "summary")["model_sha256"]
+        for folder in (undisturbed, workdir)
+    ]
+    assert hashes[0] == hashes[1]
+    assert losses(workdir) == losses(undisturbed)
+    for one, other in zip(
+        read_snapshots(undisturbed / "averages"), read_snapshots(workdir / "averages"), strict=True
+    ):
+        assert one.file.read_bytes() == other.file.read_bytes()
+
+
+def test_sigterm_saves_and_the_run_goes_on_at_the_very_step(records_dir, run_dir, tmp_path):
+    workdir = tmp_path / "train"
+    arguments = [*TINY, f"--workdir={workdir}", f"--config.data.dir={records_dir}"]
+    # It saves at the end only: what is there after the signal was saved for it.
+    arguments.append("--config.checkpoint_every=6")
+    command = [sys.executable, "-m", "ssl_diffusion.train", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (workdir / "tensorboard").exists():  # the loop begins: it compiles its first step
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate()
+    assert process.returncode == 0
+    assert "stopped at step 1 of 6, saved; the same command goes on" in told
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["1"]
+    assert not (workdir / "summary.json").exists()
+    resumed = run_command("train", *arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(workdir) == losses(run_dir)
+    undisturbed = read_json(run_dir / "summary.json", "summary")
+    assert read_json(workdir / "summary.json", "s")["model_sha256"] == undisturbed["model_sha256"]
 
 
 def test_eight_devices_and_two_readers_follow_the_loss_of_one(records_dir, run_dir, tmp_path):
@@ -180,6 +225,47 @@ def test_records_of_another_patch_size_and_without_embeddings_are_refused(record
     with pytest.raises(InputError, match="no records"):
         train(config, tmp_path / "b")
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_embeddings_of_another_width_and_unknown_settings_are_refused(records_dir, tmp_path):
+    for change, message in (
+        ("data.embedding.dim=384", "hold embeddings .*'dim': 192.*, config.data.embedding says"),
+        ("data.latent.channels=4", r"\[16, 16, 6\], config.data.latent .* say \[16, 16, 4\]"),
+        ("data.input=pixels", "input is 'pixels', expected latent or image"),
+        ("optimizer.decay=step", "decay is 'step', expected one of cosine, constant"),
+        ("ema.used=0.2", "used is 0.2, expected one of config.ema.sigma_rel"),
+        ("mesh.fsdp=3", "mesh.fsdp is 3, there are 1 devices"),
+        ("accumulation=3", "batch size 8 does not divide among 1 devices in 3 parts"),
+        ("diffusion.prediction=u", "unknown prediction kind 'u'"),
+        ("data.mix=(('nowhere',1.0),)", "no records in nowhere"),
+    ):
+        config = shrink(load_config("demo"))
+        config.data.dir = str(records_dir)
+        name, value = change.split("=", 1)
+        with config.unlocked():
+            config.update_from_flattened_dict({name: _value(value)})
+        with pytest.raises(InputError, match=message):
+            train(config, tmp_path / "train")
+    assert not (tmp_path / "train").exists()
+
+
+def _value(text: str):
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return text
+
+
+def test_records_are_mixed_and_the_mixture_belongs_to_the_run(records_dir, tmp_path):
+    config = shrink(load_config("demo"))
+    config.data.dir, config.steps = str(records_dir), 2
+    shutil.copytree(records_dir, tmp_path / "copy")
+    config.data.mix = ((str(records_dir), 3.0), (str(tmp_path / "copy"), 1.0))
+    train(config, tmp_path / "train")
+    assert all(np.isfinite(losses(tmp_path / "train")))
+    config.data.mix = ((str(records_dir), 1.0), (str(tmp_path / "copy"), 1.0))
+    with pytest.raises(InputError, match=r"data.mix is \[3.0, 1.0\] there, \[1.0, 1.0\] here"):
+        train(config, tmp_path / "train")
 
 
 def test_batch_must_divide_among_devices(records_dir, tmp_path):
@@ -339,7 +425,7 @@ def test_non_finite_loss_stops_before_it_is_saved(records_dir, tmp_path):
     config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e30, 1
     config.optimizer.clip_norm = 1e30
     with pytest.raises(
-        InputError, match="not finite at step 2; .* train .*cmu_small_region.svs at x="
+        InputError, match=r"at step 2; none was saved.* train\[\d+\], cmu_small_region.svs at x="
     ):
         train(config, tmp_path / "train")
     assert all(np.isfinite(losses(tmp_path / "train")))

@@ -17,8 +17,11 @@ from ssl_diffusion.training.state import TrainState
 
 BEST = "held_out_loss"  # what the best checkpoint is the lowest of
 # What of a config may change between two starts of a run: where things lie and how they are shared.
-MAY_CHANGE = ("mesh", "accumulation", "remat", "log_every", "keep_checkpoints")
-MAY_CHANGE_OF_DATA = ("dir", "workers", "instructions")
+MAY_CHANGE = {
+    "": ("mesh", "accumulation", "log_every", "keep_checkpoints"),
+    "data": ("dir", "workers", "instructions"),
+    "model": ("remat",),
+}
 
 
 class Checkpoints:
@@ -134,11 +137,14 @@ def claim_workdir(workdir: Path, config: ConfigDict, recipes: list[dict[str, Any
 
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:
-    data = config.get("data", {})
-    data = {name: data[name] for name in data if name not in MAY_CHANGE_OF_DATA}
+    fixed = {name: config[name] for name in config if name not in MAY_CHANGE[""]}
+    for section in ("data", "model"):
+        entries = config.get(section, {})
+        kept = {name: entries[name] for name in entries if name not in MAY_CHANGE[section]}
+        fixed[section] = kept
     # Mixed records are known by their recipes; of the mixture the weights are left to compare.
-    data["mix"] = [weight for _, weight in data.get("mix", ())]
-    return {name: config[name] for name in config if name not in MAY_CHANGE} | {"data": data}
+    fixed["data"]["mix"] = [weight for _, weight in fixed["data"].get("mix", ())]
+    return fixed
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

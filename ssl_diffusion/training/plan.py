@@ -1,5 +1,6 @@
 """What a step takes on chips that are not at hand: compiled ahead of time for their topology."""
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -23,7 +24,17 @@ from ssl_diffusion.training.tasks.build import TASKS
 
 GIB = 2**30
 USABLE = 0.98  # of a chip's memory; the rest is the runtime's
-OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", re.IGNORECASE)
+# What libtpu asks the machine it runs on, and warns of where there is no TPU. Several programs may
+# load it at once, for none of them runs anything.
+NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+# Of the two ways in which the compiler says how much memory is wanted, one counts the arguments.
+WANTED_IN_ALL = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", re.IGNORECASE)
+WANTED_INSIDE = re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\)")
 
 
 class Step(NamedTuple):
@@ -80,19 +91,27 @@ def plan(config: ConfigDict, name: str) -> str:
     batch in a straight line, from which the largest batch follows. Raises InputError for a topology
     that is not known, and for a config that does not fit it.
     """
+    for variable, value in NO_TPU.items():
+        os.environ.setdefault(variable, value)
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:  # of many types: no libtpu, no such topology
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"--plan={name} cannot be compiled for ({reason}); give a TPU topology as v5e:4x4 or "
-            "v5p:2x2x4, install libtpu (pip install 'jax[tpu]') and set TPU_SKIP_MDS_QUERY=1"
+            "v5p:2x2x4, and install libtpu (pip install 'jax[tpu]>=0.10,<0.13')"
         ) from None
     chip = chip_of(devices[0])
     if chip is None:
         raise InputError(f"--plan={name}: nothing is known of {devices[0].device_kind}")
     check_config(config, len(devices))
-    mesh = make_mesh(config.mesh.fsdp, devices)
+    try:
+        mesh = make_mesh(config.mesh.fsdp, devices)
+    except (AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"--plan={name}: its chips make no mesh with config.mesh.fsdp {config.mesh.fsdp} "
+            f"({error}); set it to a side of the topology, or give another topology"
+        ) from None
     task = TASKS[config.task](config, None)
     least = len(devices) * config.accumulation
     with tqdm(total=2, desc=f"compile for {name}", unit="program") as bar:
@@ -127,11 +146,9 @@ def compile_step(task: Task, config: ConfigDict, mesh: Mesh, batch_size: int) ->
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        found = OUT_OF_MEMORY.search(str(error))
-        if not found:
+        inside = _wanted(str(error), sum(kinds.values()) + _bytes(batch))
+        if inside is None:
             raise
-        used = float(found[1]) * 1024 ** (1 + "KMGT".index(found[2].upper()))
-        inside = int(used) - sum(kinds.values()) - _bytes(batch)
         return Step(batch_size, kinds, _bytes(batch), inside, flop, 0.0, {}, False)
     memory = compiled.memory_analysis()
     inside = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -188,8 +205,19 @@ def largest_batch(step: Step, other: Step | None, room: float, least: int) -> in
     per_example = (step.memory - other.memory) / (step.batch_size - other.batch_size)
     fixed = step.memory - per_example * step.batch_size
     if per_example <= 0:  # what is fixed hides the batch: at least what was compiled fits
-        return max(s.batch_size for s in (step, other) if s.fits)
+        return max((s.batch_size for s in (step, other) if s.fits), default=0)
     return max(0, int((room - fixed) / per_example) // least * least)
+
+
+def _wanted(message: str, arguments: int) -> int | None:
+    """Bytes inside a step, from the compiler's error that they are too many; None if it is another.
+
+    `arguments` is the bytes of the state and the batch.
+    """
+    for pattern, counted in ((WANTED_INSIDE, 0), (WANTED_IN_ALL, arguments)):
+        if found := pattern.search(message):
+            return int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2].upper()))) - counted
+    return None
 
 
 def _described(shapes: PyTree, where: Any) -> PyTree:

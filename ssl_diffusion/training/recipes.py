@@ -31,7 +31,7 @@ DIT = {
     "interpolation_scale": 2.0,
 }
 LOCAL = {
-    "unet": {"base_channels": 32, "channel_multipliers": (1, 2), "attention_levels": (1,)}
+    "unet": {"base_channels": 32, "channel_multipliers": (1, 1), "attention_levels": (1,)}
     | {"blocks_per_level": 1},
     "dit": {"width": 64, "depth": 2, "heads": 2, "interpolation_scale": 0.5},
 }

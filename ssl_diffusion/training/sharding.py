@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from ssl_diffusion.errors import InputError
 
 BATCH_AXES = ("data", "fsdp")
-LEAST_SHARDED = 2**16  # elements: below, gathering costs more than the memory it saves
+LEAST_SHARDED = 2**14  # elements: below, gathering costs more than the memory it saves
 
 
 def make_mesh(fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
