@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -76,8 +77,9 @@ def measure(
 
     FLOP are those of `model_flop`. `dtypes` are of the arithmetic, the config's own where there are
     none. With `records`, a folder, its training split then feeds steps in the order of `train` for
-    so many `seconds`: `data_wait` is the share of them that was spent waiting for batches. Where a
-    batch does not fit in memory, `fits` is False and what was to be measured is None.
+    so many `seconds`: `data_wait` is the share of them in which the devices had nothing to do, and
+    `fed_seconds` a step's. Where a batch does not fit in memory, `fits` is False and what was to be
+    measured is None.
 
     Raises InputError, before anything compiles, for a config, batch or records that cannot be used.
     """
@@ -123,29 +125,38 @@ def drawn(shapes: PyTree, where: NamedSharding) -> PyTree:
 
 
 def fed(training: Training, batches: Batches, mesh: Mesh, seconds: float) -> tuple[float, float]:
-    """(share of the time that steps waited for data, seconds per step), of so many seconds.
+    """(share of the time that the devices stood still for want of data, seconds per step).
 
-    As `train` does it: the clock starts after a step, and the host is one step ahead of the
-    devices. What was read ahead until then is thrown away.
+    Of so many seconds of steps in the order of `train`: the clock starts after the first, and the
+    host is one step ahead of the devices, so that it may wait for a batch while they still work.
+    What was read ahead until then is thrown away.
     """
     for _ in range(WARM_UP):
         next(batches)
-    running, began, waited, steps = None, time.perf_counter(), 0.0, -1
-    while steps < 1 or time.perf_counter() - began < seconds:
-        before = time.perf_counter()
-        rows = next(batches)
-        waited += time.perf_counter() - before
-        batch = jax.make_array_from_process_local_data(by_rows(mesh), rows)
-        totals = training.step(batch)
-        if running is None:
-            jax.block_until_ready(totals)
-            began, waited = time.perf_counter(), 0.0
-        else:
-            jax.block_until_ready(running)
-        running = totals["bad_step"] + 0  # a number of its own: the next step takes the totals
-        steps += 1
-    jax.block_until_ready(running)
-    taken = time.perf_counter() - began
+    began, waited, steps = 0.0, 0.0, -1
+
+    def end_of(step: Any) -> float:
+        jax.block_until_ready(step)
+        return time.perf_counter()
+
+    with ThreadPoolExecutor(1) as watch:
+        running: Future[float] | None = None
+        while steps < 1 or time.perf_counter() - began < seconds:
+            before = time.perf_counter()
+            rows = next(batches)
+            if running and running.done():
+                waited += time.perf_counter() - max(before, running.result())
+            batch = jax.make_array_from_process_local_data(by_rows(mesh), rows)
+            totals = training.step(batch)
+            if running is None:
+                jax.block_until_ready(totals)
+                began = time.perf_counter()
+            else:
+                running.result()
+            # A number of its own is waited for: the next step takes the totals.
+            running = watch.submit(end_of, totals["bad_step"] + 0)
+            steps += 1
+        taken = running.result() - began
     return waited / taken, taken / steps
 
 
