@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Makes .venv if need be and runs the tests: bash launch/test.sh [--all] [pytest arguments]
-# --all also runs the tests that take minutes.
+# --all also runs the tests that take minutes, some of which compile for TPUs (libtpu is installed for them).
 set -euo pipefail
 export EXTRAS="[test]"
+if [ "${1:-}" = --all ]; then
+  EXTRAS="[test,plan]"
+fi
 # shellcheck source=launch/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment

@@ -169,7 +169,7 @@ def measure_train() -> None:
             "train needs --config=FILE.py, as configs/bracs.py or configs/bracs.py:dit"
         )
     dtypes = names("dtypes", TYPES.value or [], PRECISIONS)
-    batches = numbers("batches", BATCHES.value or [str(config.get("batch_size"))])
+    batches = numbers("batches", BATCHES.value or [str(config.get("batch_size", ""))])
     rows = [*train.measure(config, batches, dtypes, RECORDS.value, reading_seconds())]
     show(rows, train.table(rows))
 

@@ -102,7 +102,8 @@ def _parse(flag_values: flags.FlagValues) -> list[str]:
     # A config file is a program, and its library reports what is wrong in it by many types.
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise InputError(f"cannot use the command line: {lines[-1].strip()}") from None
+        reason = re.sub(r"^[\w.]*InputError: ", "", lines[-1].strip())
+        raise InputError(f"cannot use the command line: {reason}") from None
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes read its global flags
     return rest[1:]
 

@@ -1,6 +1,5 @@
 """--plan: collectives read from a program, the memory it takes, and what follows from them."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -269,8 +268,7 @@ def test_a_larger_batch_takes_more_inside_the_step_and_nothing_else(eight_device
     assert (one["batch_size"], eight["batch_size"]) == (16, 128)
     assert eight["state"] == one["state"] and eight["batch"] == 8 * one["batch"]
     assert eight["flop"] == 8 * one["flop"]
-    for name in ("inside", "traffic"):
-        assert 1.2 * one[name] < eight[name] < 8 * one[name]
+    assert 1.2 * one["inside"] < eight["inside"] < 8 * one["inside"]
 
 
 def test_a_step_with_split_parameters_gathers_them(eight_devices):
@@ -307,7 +305,7 @@ def test_flop_of_a_step_are_three_forwards():
 def step(size: int, inside: float, fits: bool = True) -> Step:
     state = {"parameters": 1 * GIB, "moments": 2 * GIB, "averages": 2 * GIB}
     moved = {"all-reduce": 6e9} if fits else {}
-    return Step(size, state, GIB // 4, int(inside * GIB), 459e12, 2765e9 / 4, moved, fits)
+    return Step(size, state, GIB // 4, int(inside * GIB), 459e12, moved, fits)
 
 
 def test_the_largest_batch_is_read_from_a_straight_line():
@@ -347,14 +345,15 @@ def test_report_of_a_step_worked_out_by_hand():
     assert lines[0] == (
         "v5p:1x1x1: 1 chips, mesh data 1 x fsdp 1, batch 32 (32 a chip, accumulation 1)"
     )
-    found = {line[:18].strip(): line[18:].strip() for line in lines[2:]}
+    found = {line[:20].strip(): line[20:].strip() for line in lines[2:]}
     assert found["moments"] == "2.00 GiB a chip"
     assert found["inside a step"] == "7.00 GiB a chip"
     assert found["memory"] == "12.25 of 93.1 GiB: fits"
     assert found["FLOP"] == "459.00 TFLOP a chip and step"
     # 459 TFLOP/s, 2,765 GB/s to the memory, 600 GB/s to other chips.
-    assert found["time by matrix units"[:18]] == "ts    1000.0 ms"
-    assert found["time by memory"] == "250.0 ms"
+    assert found["time by matrix units"] == "1000.0 ms"
+    # 12.25 GiB, read and written.
+    assert found["time by memory"] == "9.5 ms"
     assert found["time by links"] == "10.0 ms"
     assert found["at best"] == "1000.0 ms a step, 2.8 M images a day"
     assert found["largest batch"] == str(int((0.98 * 95 - 8.25) * 8))
@@ -370,10 +369,10 @@ def test_report_of_a_step_that_does_not_fit_says_no_time():
         config, "v5e:1x1", CHIPS["TPU v5 lite"], mesh, step(64, 11, False), step(32, 7, False)
     )
     assert "16.25 of 15.7 GiB: does not fit" in text
-    assert " ms" not in text and "largest batch             59" in text
+    assert " ms" not in text and "largest batch               59" in text
     # What compiles may still be too large for what the runtime leaves of a chip.
     text = report(config, "v5e:1x1", CHIPS["TPU v5 lite"], mesh, step(64, 11), None)
-    assert "16.25 of 15.7 GiB: does not fit" in text and "largest batch        unknown" in text
+    assert "16.25 of 15.7 GiB: does not fit" in text and "largest batch          unknown" in text
 
 
 def test_what_cannot_be_planned_is_refused_in_one_line():
@@ -400,12 +399,7 @@ def test_plan_without_libtpu_says_how_to_install_it():
     assert "--plan=v5e:2x2 cannot be compiled for" in line and "install libtpu" in line
 
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the extra [plan]: libtpu"
-)
-
-
-@needs_libtpu
+@pytest.mark.slow  # as the one below: it needs the extra "plan"
 @pytest.mark.parametrize(
     "name, phrase",
     [
@@ -426,16 +420,16 @@ def test_topologies_that_cannot_be_planned_for(name, phrase):
     assert line.startswith("error: ") and phrase in line
 
 
-@needs_libtpu
 @pytest.mark.slow
-def test_the_demo_is_planned_for_four_chips():
-    result = run_command("train", "--config=configs/demo.py", "--plan=v5e:2x2")
+def test_a_config_is_planned_for_four_chips_that_are_not_at_hand():
+    result = run_command("train", "--config=configs/bracs.py:dit,runlocal", "--plan=v5e:2x2")
     assert result.returncode == 0, result.stderr
     first, *lines = result.stdout.splitlines()
-    assert first.startswith("v5e:2x2: 4 chips, mesh data 4 x fsdp 1, batch 16 (4 a chip")
-    assert lines[0].split() == ["parameters", "5.7", "M"]
-    assert "fits" in result.stdout and "images a day" in result.stdout
+    assert first.startswith("v5e:2x2: 4 chips, mesh data 4 x fsdp 1, batch 8 (2 a chip")
+    assert lines[0].split() == ["parameters", "0.2", "M"]
+    assert "GiB: fits" in result.stdout and "images a day" in result.stdout
     (largest,) = [int(line.split()[-1]) for line in lines if line.startswith("largest batch")]
     assert largest > 1000 and largest % 4 == 0
     # libtpu looks for the machine that it is not on, and is told not to.
-    assert all(line.startswith("compile for v5e:2x2") for line in result.stderr.splitlines())
+    said = [line for line in result.stderr.splitlines() if line]
+    assert said and all(line.startswith("compile for v5e:2x2") for line in said)

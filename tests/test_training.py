@@ -274,7 +274,7 @@ def test_batch_must_divide_among_devices(records_dir, tmp_path):
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == (
         "error: batch size 10 does not divide among 8 devices; "
-        "set --config.batch_size to a multiple"
+        "set --config.batch_size to a multiple, as 16"
     )
 
 

@@ -162,7 +162,8 @@ def fed(training: Training, batches: Batches, mesh: Mesh, seconds: float) -> tup
 
 def _case(config: ConfigDict, dtype: str, batch: int) -> tuple[ConfigDict, Task]:
     config = config.copy_and_resolve_references()
-    config.batch_size = batch
+    with config.unlocked():  # it may name no batch
+        config.batch_size = batch
     if "policy" in config.get("model", {}):
         config.model.policy.compute = dtype
     check_config(config, jax.device_count())

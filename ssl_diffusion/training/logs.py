@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class RunLog:
       start: steps done before.
       steps: of the whole run.
       batch_size: examples of a step, over all devices.
-      flop: of the model for one step, forward and backward, recomputation left out.
+      flop: of one step, forward and backward, what is computed twice counted twice.
       peak: TFLOP/s that all devices together are built for.
     """
 
@@ -47,8 +48,9 @@ class RunLog:
         self._workdir, self._batch_size, self._flop, self._peak = workdir, batch_size, flop, peak
         self._speaks = jax.process_index() == 0
         self._pending: tuple[int, Totals, dict[str, float | None]] | None = None
-        self._running: Any = None  # the last step, if it is one of those that are timed
-        self._counts = False
+        self._watch = ThreadPoolExecutor(1)
+        self._running: Future[float] | None = None  # when the step under way will have ended
+        self._timed = False  # whether a first step, which compiles, has been taken
         self._since: float | None = None
         self._images, self._waited = 0, 0.0
         if not self._speaks:
@@ -68,10 +70,11 @@ class RunLog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time spent inside is waiting for data."""
+        """Inside, the next batch is waited for: that counts once the devices have nothing to do."""
         began = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - began
+        if self._running and self._running.done():
+            self._waited += time.perf_counter() - max(began, self._running.result())
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -89,14 +92,14 @@ class RunLog:
         """
         if self._since is None:
             jax.block_until_ready(totals)
-            self._since, self._waited = time.perf_counter(), 0.0
-        elif self._running is not None:
-            jax.block_until_ready(self._running)
+            self._since = time.perf_counter()
+        elif self._running:
+            self._running.result()
             self._images += self._batch_size
-        if self._counts:
+        if self._timed:
             # A number of its own is waited for: the totals are donated to the next step.
-            self._running = totals["bad_step"] + 0
-        self._counts = True
+            self._running = self._watch.submit(_end_of, totals["bad_step"] + 0)
+        self._timed = True
         if self._speaks:
             self._bar.update(self._batch_size)
 
@@ -156,6 +159,7 @@ class RunLog:
 
     def close(self) -> None:
         """Ends bar and files."""
+        self._watch.shutdown()
         if self._speaks:
             self._bar.close()
             self._stream.close()
@@ -170,6 +174,11 @@ class RunLog:
         for name, value in line.items():
             if value is not None:
                 self._board.add_scalar(name, value, step)
+
+
+def _end_of(step: jax.Array) -> float:
+    jax.block_until_ready(step)
+    return time.perf_counter()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -47,7 +47,6 @@ class Step(NamedTuple):
       inside: bytes that the program takes beside its arguments: gradients, activations, gathered
         parameters, work space.
       flop: of the products and convolutions, recomputation counted.
-      traffic: bytes to and from memory.
       collectives: bytes that leave the chip, by kind of operation.
       fits: whether the compiler found room; if not, only `inside` is known, as it says.
     """
@@ -57,7 +56,6 @@ class Step(NamedTuple):
     batch: int
     inside: int
     flop: float
-    traffic: float
     collectives: Mapping[str, float]
     fits: bool
 
@@ -65,6 +63,11 @@ class Step(NamedTuple):
     def memory(self) -> int:
         """Bytes in all."""
         return sum(self.state.values()) + self.batch + self.inside
+
+    @property
+    def traffic(self) -> int:
+        """Bytes to and from memory, at least: all that lies there is read once and written once."""
+        return 2 * self.memory
 
 
 def model_flop(task: Task, count: int) -> int:
@@ -149,12 +152,11 @@ def compile_step(task: Task, config: ConfigDict, mesh: Mesh, batch_size: int) ->
         inside = _wanted(str(error), sum(kinds.values()) + _bytes(batch))
         if inside is None:
             raise
-        return Step(batch_size, kinds, _bytes(batch), inside, flop, 0.0, {}, False)
+        return Step(batch_size, kinds, _bytes(batch), inside, flop, {}, False)
     memory = compiled.memory_analysis()
     inside = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    traffic = compiled.cost_analysis().get("bytes accessed", 0.0)
     moved = collective_bytes(compiled.as_text())
-    return Step(batch_size, kinds, _bytes(batch), inside, flop, traffic, moved, True)
+    return Step(batch_size, kinds, _bytes(batch), inside, flop, moved, True)
 
 
 def report(
@@ -169,13 +171,13 @@ def report(
         f"{name}: {chips} chips, mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}, "
         f"batch {step.batch_size} ({step.batch_size / chips:g} a chip, accumulation "
         f"{config.accumulation})",
-        f"parameters        {count / 1e6:10.1f} M",
+        f"{'parameters':20}{count / 1e6:10.1f} M",
     ]
     for kind, size in [*step.state.items(), ("batch", step.batch), ("inside a step", step.inside)]:
-        lines.append(f"{kind:18}{size / GIB:10.2f} GiB a chip")
+        lines.append(f"{kind:20}{size / GIB:10.2f} GiB a chip")
     verdict = "fits" if step.fits and step.memory <= room else "does not fit"
-    lines.append(f"{'memory':18}{step.memory / GIB:10.2f} of {room / GIB:.1f} GiB: {verdict}")
-    lines.append(f"{'FLOP':18}{step.flop / 1e12:10.2f} TFLOP a chip and step")
+    lines.append(f"{'memory':20}{step.memory / GIB:10.2f} of {room / GIB:.1f} GiB: {verdict}")
+    lines.append(f"{'FLOP':20}{step.flop / 1e12:10.2f} TFLOP a chip and step")
     if step.fits:
         seconds = {
             "matrix units": step.flop / chip.tflops / 1e12,
@@ -183,15 +185,15 @@ def report(
             "links": sum(step.collectives.values()) / chip.link_gbs / 1e9,
         }
         for kind, moved in step.collectives.items():
-            lines.append(f"{kind:18}{moved / 1e9:10.3f} GB leave a chip in a step")
-        lines += [f"{f'time by {n}':18}{1e3 * each:10.1f} ms" for n, each in seconds.items()]
+            lines.append(f"{kind:20}{moved / 1e9:10.3f} GB leave a chip in a step")
+        lines += [f"{f'time by {n}':20}{1e3 * each:10.1f} ms" for n, each in seconds.items()]
         bound = max(seconds.values())
         lines.append(
-            f"{'at best':18}{1e3 * bound:10.1f} ms a step, "
+            f"{'at best':20}{1e3 * bound:10.1f} ms a step, "
             f"{step.batch_size * 86400 / bound / 1e6:.1f} M images a day"
         )
     largest = largest_batch(step, other, room, chips * config.accumulation)
-    lines.append(f"{'largest batch':18}{largest if largest is not None else 'unknown':>10}")
+    lines.append(f"{'largest batch':20}{largest if largest is not None else 'unknown':>10}")
     return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ def check_config(config: ConfigDict, devices: int) -> None:
         parts = f" in {config.accumulation} parts" if config.accumulation > 1 else ""
         raise InputError(
             f"batch size {config.batch_size} does not divide among {devices} devices{parts}; "
-            "set --config.batch_size to a multiple"
+            f"set --config.batch_size to a multiple, as {-(-config.batch_size // shares) * shares}"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -24,8 +24,8 @@ LEAST_SHARDED = 2**14  # elements: below, gathering costs more than the memory i
 def make_mesh(fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """All devices (or these) as ("data", "fsdp"), `fsdp` of them along the second axis.
 
-    Axes are of type Auto by name: `make_mesh` would make them Explicit, which Flax's modules do not
-    expect. Raises InputError unless `fsdp` divides the number of devices.
+    Axes are of type Auto by name: Flax's modules do not expect Explicit ones. Raises InputError
+    unless `fsdp` divides the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
@@ -33,7 +33,9 @@ def make_mesh(fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
             f"config.mesh.fsdp is {fsdp}, there are {len(devices)} devices; expected a divisor"
         )
     shape = len(devices) // fsdp, fsdp
-    return jax.make_mesh(shape, BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    # Devices along "fsdp" are neighbours in a TPU's torus, also where they are a part of its side.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def by_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:

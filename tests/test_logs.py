@@ -1,0 +1,66 @@
+"""What a run writes of itself."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ssl_diffusion.training.logs import NonFinite, RunLog, read_metrics
+from ssl_diffusion.training.state import NEVER
+
+
+def totals(loss: float, bad_step: int = NEVER) -> dict:
+    return {
+        "loss": jnp.array([2 * loss, 2.0]),
+        "rare": jnp.array([0.0, 0.0]),  # no example contributed
+        "bad_step": jnp.int32(bad_step),
+    }
+
+
+def run(log: RunLog, steps: int, seconds_to_read: float) -> None:
+    for step in range(1, steps + 1):
+        with log.waiting():
+            time.sleep(seconds_to_read)
+        log.advance(totals(0.5))
+        if step == steps:
+            log.metrics(step, totals(0.5))
+    log.flush()
+    log.close()
+
+
+@pytest.mark.parametrize("seconds, least, most", [(0.05, 0.8, 1.0), (0.0, 0.0, 0.3)])
+def test_waiting_for_data_is_what_the_devices_stand_still_for(tmp_path, seconds, least, most):
+    run(RunLog(tmp_path, 0, 10, batch_size=4, flop=10**9, peak=1.0), 10, seconds)
+    (line,) = read_metrics(tmp_path)
+    assert least <= line["data_wait"] <= most
+    if seconds:  # ten steps, of which the first is not timed and the last is under way
+        assert line["images_per_second"] == pytest.approx(8 * 4 / line["seconds"])
+        assert line["of_peak"] == pytest.approx(line["images_per_second"] / 4 * 1e-3)
+
+
+def test_a_line_holds_means_of_what_contributed(tmp_path):
+    run(RunLog(tmp_path, 0, 3, batch_size=4, flop=1, peak=1.0), 3, 0.0)
+    (line,) = read_metrics(tmp_path)
+    assert line["loss"] == 0.5 and "rare" not in line
+    assert (line["step"], line["images_seen"]) == (3, 12)
+    assert line["images_per_second_per_device"] == line["images_per_second"] / jax.device_count()
+
+
+def test_the_first_bad_step_is_told_and_nothing_of_it_written(tmp_path):
+    log = RunLog(tmp_path, 0, 5, batch_size=4, flop=1, peak=1.0)
+    log.advance(totals(0.5))
+    log.metrics(5, totals(float("nan"), bad_step=3))
+    with pytest.raises(NonFinite) as raised:
+        log.flush()
+    assert raised.value.step == 3 and not read_metrics(tmp_path)
+    with pytest.raises(NonFinite):
+        log.held_out(5, {"held_out_loss": float("inf")})
+    log.close()
+
+
+def test_a_resumed_run_forgets_what_came_after_its_start(tmp_path):
+    run(RunLog(tmp_path, 0, 9, batch_size=4, flop=1, peak=1.0), 9, 0.0)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [9]
+    RunLog(tmp_path, 8, 9, batch_size=4, flop=1, peak=1.0).close()
+    assert read_metrics(tmp_path) == []
