@@ -16,7 +16,7 @@ Hardware: a TPU slice or several hosts of GPUs, see launch/README.md. 200,000 st
 from ml_collections import ConfigDict
 
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.training.recipes import published, read_argument, run_locally
+from ssl_diffusion.training.recipes import DIT_XL, published, read_argument, run_locally
 
 INSTRUCTIONS = (
     "The data set is yours: put slides into data/pancancer/slides/{train,val,test}/, split by "
@@ -45,15 +45,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "latent": {"channels": 16, "factor": 8},
         }
     )
-    config.model.architecture = {
-        "name": "dit",
-        "patch_size": 2,
-        "width": 1152,
-        "depth": 28,
-        "heads": 16,
-        "out_channels": 32,
-        "interpolation_scale": 0.5,
-    }
+    config.model.architecture = dict(DIT_XL)
     config.model.conditioner = {"name": "tokens", "width": 1152, "grid": 16}
     linear = {"name": "linear", "steps": 1000, "beta_start": 0.0001, "beta_end": 0.02}
     linear["zero_terminal_snr"] = False

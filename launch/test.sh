@@ -13,4 +13,5 @@ cd "$ROOT"
 if [ "${1:-}" = --all ]; then
   set -- -m "" "${@:2}"
 fi
-JAX_PLATFORMS=cpu exec "$PYTHON" -m pytest -q "$@"
+# Two processes, each with the tests of whole files: more would build more of what tests share.
+JAX_PLATFORMS=cpu exec "$PYTHON" -m pytest -q -n 2 --dist loadfile "$@"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What one test or process has compiled the others read: most of the time would go there.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("TESTS_COMPILED") or tempfile.mkdtemp()
+os.environ["TESTS_COMPILED"] = os.environ["JAX_COMPILATION_CACHE_DIR"]  # the workers' own, too
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -19,6 +21,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 
 def load_config(name: str, *arguments: str):
@@ -77,6 +80,14 @@ TINY = (
     "--config.model.architecture.attention_levels=(1,)",
     "--config.sampling.steps=2",
 )
+
+
+@pytest.fixture(autouse=True)
+def log_lines_end_with_the_test():
+    """A command run in this process prints the log's lines; what the next test does is not its."""
+    yield
+    root = logging.getLogger()
+    root.handlers = [h for h in root.handlers if type(h).__module__ != "ssl_diffusion.cli"]
 
 
 @pytest.fixture(scope="session")
@@ -180,8 +191,25 @@ def pipeline(tmp_path_factory) -> Path:
 
 
 def pytest_unconfigure():
-    """Removes what was compiled."""
-    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    """Removes what was compiled, once all is done."""
+    if not WORKER:
+        shutil.rmtree(os.environ["TESTS_COMPILED"], ignore_errors=True)
+
+
+def pytest_sessionfinish(session):
+    """A worker hands its differences from the recordings to the process that prints them."""
+    import oracle
+
+    if WORKER:
+        session.config.workeroutput["differences"] = oracle.DIFFERENCES
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Takes the differences of a worker."""
+    import oracle
+
+    oracle.DIFFERENCES.extend(getattr(node, "workeroutput", {}).get("differences", ()))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -127,7 +127,8 @@ class Place:
             'exec "PYTHON" "$@"\n',
         )
         (self.root / ".venv/installed").touch()
-        self.environment = os.environ | {
+        inherited = {k: v for k, v in os.environ.items() if k != "EXTRAS"}  # launch/test.sh has it
+        self.environment = inherited | {
             "PATH": f"{self.stand_ins / 'bin'}:{os.environ['PATH']}",
             "STAND_INS": str(self.stand_ins),
         }

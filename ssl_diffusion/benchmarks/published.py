@@ -15,35 +15,12 @@ from jaxtyping import Array, Float, PyTree
 from ssl_diffusion.diffusion.denoiser import Denoiser, make_denoiser
 from ssl_diffusion.diffusion.schedule import Schedule, make_schedule
 from ssl_diffusion.models.build import PRECISIONS, build_network
+from ssl_diffusion.training.recipes import DIT_XL, UNET
 from ssl_diffusion.weights.model import Apply, project
 
 SIZES: dict[str, tuple[dict[str, Any], tuple[int, int, int], int]] = {  # fields, latent, context
-    "unet": (
-        {
-            "name": "unet",
-            "base_channels": 192,
-            "channel_multipliers": (1, 2, 3, 5),
-            "blocks_per_level": 2,
-            "attention_levels": (1, 2, 3),
-            "heads": 1,
-            "out_channels": 3,
-        },
-        (64, 64, 3),
-        512,
-    ),
-    "dit": (
-        {
-            "name": "dit",
-            "patch_size": 2,
-            "width": 1152,
-            "depth": 28,
-            "heads": 16,
-            "out_channels": 32,
-            "interpolation_scale": 0.5,
-        },
-        (32, 32, 16),
-        1152,
-    ),
+    "unet": (UNET, (64, 64, 3), 512),
+    "dit": (DIT_XL, (32, 32, 16), 1152),
     "small": (
         {
             "name": "unet",

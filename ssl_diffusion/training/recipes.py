@@ -30,6 +30,17 @@ DIT = {
     "out_channels": 3,
     "interpolation_scale": 2.0,
 }
+# PixArt's transformer, as the pan-cancer model PixCell-256 (arXiv 2506.05127) has it; it predicts a
+# variance after the mean.
+DIT_XL = {
+    "name": "dit",
+    "patch_size": 2,
+    "width": 1152,
+    "depth": 28,
+    "heads": 16,
+    "out_channels": 32,
+    "interpolation_scale": 0.5,
+}
 LOCAL = {
     "unet": {"base_channels": 32, "channel_multipliers": (1, 1), "attention_levels": (1,)}
     | {"blocks_per_level": 1},
