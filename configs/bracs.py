@@ -42,6 +42,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "instructions": INSTRUCTIONS,
             "source_mpp": 0.25,  # the PNGs do not say it
             "encoder": "weights/hipt",
+            "tokens": {"count": 256, "dim": 384},
             "embedding": {"tokens": 1, "dim": 384},
         }
     )

@@ -73,6 +73,7 @@ def get_config(network: str = "unet") -> ConfigDict:
             "variants": 1,  # symmetries of a training patch that are records of their own
             "posterior": False,
             "patch_tokens": False,
+            "tokens": {"count": 16, "dim": 192},  # the encoder's, where patch_tokens is set
             "embedding": {"tokens": 1, "dim": 192},
             "latent": {"channels": 6, "factor": 4},
             "workers": 0,  # processes that read; 0 reads in the main one
@@ -116,5 +117,5 @@ def get_config(network: str = "unet") -> ConfigDict:
             "clip_norm": 1.0,
         }
     )
-    config.ema = ConfigDict({"sigma_rel": (0.05, 0.15), "used": 0.05, "snapshot_every": 0})
+    config.ema = ConfigDict({"sigma_rel": (0.05, 0.15), "used": 0.05, "snapshot_every": 425})
     return config

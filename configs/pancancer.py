@@ -41,6 +41,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "encoder": "weights/uni2h",
             "autoencoder": "weights/sd3_vae",
             "posterior": True,
+            "tokens": {"count": 256, "dim": 1536},
             "embedding": {"tokens": 1, "dim": 1536},
             "latent": {"channels": 16, "factor": 8},
         }

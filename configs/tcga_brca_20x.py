@@ -38,6 +38,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "images": "data/tcga_brca/slides",
             "instructions": INSTRUCTIONS,
             "encoder": "weights/hipt",
+            "tokens": {"count": 256, "dim": 384},
             "embedding": {"tokens": 1, "dim": 384},
         }
     )

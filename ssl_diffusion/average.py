@@ -73,7 +73,7 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace an older model", flag
 def main() -> None:
     """Reads the flags; averages."""
     try:
-        sigma_rels = [float(text) for text in SIGMA_REL.value]
+        sigma_rels = [float(text) for text in SIGMA_REL.value or [""]]
     except ValueError:
         raise InputError(
             f"--sigma_rel={','.join(SIGMA_REL.value)}; expected numbers, as 0.05,0.1"
@@ -98,6 +98,10 @@ def average(
     for output in outputs.values():
         _check_output(output, overwrite)
     model = workdir / "model"
+    if not (model / SPEC).is_file() and (workdir / "averages").is_dir():
+        raise InputError(
+            f"no model in {model}: the training has not come to its end; run it again first"
+        )
     if (kind := kind_of(model)) not in NEEDED:
         raise InputError(f"{model / SPEC} describes a {kind!r} model, expected {', '.join(NEEDED)}")
     spec, arrays = read_spec(model, kind), read_arrays(model)

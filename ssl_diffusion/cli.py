@@ -103,6 +103,8 @@ def _parse(flag_values: flags.FlagValues) -> list[str]:
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = re.sub(r"^[\w.]*InputError: ", "", lines[-1].strip())
+        if isinstance(error, KeyError):  # of a section that is a plain dict
+            reason += " is not there to be changed; give its section as a whole, --a.b={...}"
         raise InputError(f"cannot use the command line: {reason}") from None
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes read its global flags
     return rest[1:]

@@ -39,6 +39,7 @@ CHIPS = {  # by the beginning of JAX's device_kind, the longest that fits
     "TPU v5": Chip(459, 95, 2765, 600),
     "TPU v6 lite": Chip(918, 32, 1640, 400),
     "NVIDIA A100-SXM4-80GB": Chip(312, 79, 2039, 300),
+    "NVIDIA H100 PCIe": Chip(756, 79, 2000, 300),
     "NVIDIA H100": Chip(989, 79, 3350, 450),
     "NVIDIA H200": Chip(989, 140, 4800, 450),
 }
@@ -54,12 +55,14 @@ def chip_of(device: Any) -> Chip | None:
 def peak_tflops() -> float:
     """TFLOP/s of one device: its maker's figure, else (a CPU, say) that of a product measured now.
 
-    Devices of one machine share its cores: of the rate of all together, each has its part.
+    A CPU multiplies float32, an accelerator bfloat16. Devices of one machine share its cores: of
+    the rate of all together, each has its part.
     """
-    chip = chip_of(jax.devices()[0])
-    if chip:
+    device = jax.devices()[0]
+    if chip := chip_of(device):
         return chip.tflops
-    return product_rate(PRODUCTS[0], "float32", seconds=0.3) / jax.device_count()
+    dtype = "float32" if device.platform == "cpu" else "bfloat16"
+    return product_rate(PRODUCTS[0], dtype, seconds=0.3) / jax.device_count()
 
 
 def product_rate(size: int, dtype: str, seconds: float = SECONDS) -> float:

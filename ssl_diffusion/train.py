@@ -16,10 +16,12 @@ and prints what it takes.
 
 import json
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -32,14 +34,14 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict, config_flags
 
 from ssl_diffusion import cli
-from ssl_diffusion.data.pipeline import batch_at, training_batches
+from ssl_diffusion.data.pipeline import batch_at, check_batches, training_batches
 from ssl_diffusion.data.records import Records, Source
 from ssl_diffusion.devices import join_processes
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import sha256, write_json
 from ssl_diffusion.rates import peak_tflops
-from ssl_diffusion.training.averages import write_snapshot
-from ssl_diffusion.training.checkpoint import Checkpoints, claim_workdir
+from ssl_diffusion.training.averages import forget_snapshots, write_snapshot
+from ssl_diffusion.training.checkpoint import Checkpoints
 from ssl_diffusion.training.held_out import held_out_loss
 from ssl_diffusion.training.logs import NonFinite, RunLog, read_metrics
 from ssl_diffusion.training.plan import model_flop, plan
@@ -59,9 +61,10 @@ from ssl_diffusion.training.state import (
     no_totals,
     start_from,
 )
-from ssl_diffusion.training.stop import watched
+from ssl_diffusion.training.stop import Stop, watched
 from ssl_diffusion.training.tasks import Task
 from ssl_diffusion.training.tasks.build import TASKS
+from ssl_diffusion.training.workdir import alone_in, claim_workdir
 from ssl_diffusion.weights.folder import WEIGHTS
 from ssl_diffusion.weights.model import start_params
 
@@ -91,26 +94,44 @@ def main() -> None:
         join_processes()
         if jax.process_index():
             logging.getLogger().setLevel(logging.WARNING)
-    # As it was typed, but for the folder: that is the user's own.
-    arguments = [arg for arg in sys.argv[1:] if not arg.startswith(("--workdir", "-workdir"))]
-    command = ["python", "-m", "ssl_diffusion.train", *arguments, "--workdir=DIR"]
-    train(CONFIG.value, Path(WORKDIR.value), shlex.join(command))
+    workdir = Path(WORKDIR.value)
+    with watched() as stop, alone_in(workdir):
+        train(CONFIG.value, workdir, as_typed(sys.argv), stop)
 
 
-def train(config: ConfigDict, workdir: Path, command: str = "train(config, workdir)") -> None:
+def as_typed(argv: Sequence[str]) -> str:
+    """The command line as it was typed, but for the folder: that is the user's own."""
+    arguments = [
+        word
+        for before, word in pairwise(argv)
+        if not re.match("--?workdir(=|$)", word) and before not in ("--workdir", "-workdir")
+    ]
+    return shlex.join(["python", "-m", "ssl_diffusion.train", *arguments, "--workdir=DIR"])
+
+
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    command: str = "train(config, workdir)",
+    stop: Stop | None = None,
+) -> None:
     """Trains until `config.steps`, or goes on from the last checkpoint in `workdir`.
 
-    `command` is written into the model folder, to say how it was made. Raises InputError, before
-    anything compiles, for data, config or workdir that cannot be used.
+    `command` is written into the model folder, to say how it was made; `stop` may end the run
+    before. Raises InputError, before anything compiles, for data, config or workdir that cannot be
+    used.
     """
+    stop = stop or Stop()
     # 1. What: records, task, and the workdir that belongs to them.
     check_config(config, jax.device_count())
     mesh = make_mesh(config.mesh.fsdp)
     records, mixed = open_record_sets(config)
     task: Task = TASKS[config.task](config, records)
     sources = [(each.source("train", task.fields, raw=True), weight) for each, weight in mixed]
-    claim_workdir(workdir, config, [each.metadata["recipe"] for each in (records, *dict(mixed))])
+    check_batches(sources, config.batch_size, config.seed, jax.process_count())
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
+    recipes = [each.metadata["recipe"] for each in (records, *dict(mixed))]
+    claim_workdir(workdir, config, recipes, started=checkpoints.latest() is not None)
 
     # 2. State: fresh or restored, laid out over the mesh.
     state, start = first_state(task, config, mesh, checkpoints)
@@ -119,6 +140,13 @@ def train(config: ConfigDict, workdir: Path, command: str = "train(config, workd
     if start == config.steps and all(file.exists() for file in done):
         logging.info("%s is trained already (%d steps)", workdir, start)
         return
+    if start > config.steps:
+        raise InputError(
+            f"{workdir} has gone to step {start}, config.steps is {config.steps}; set it to more"
+        )
+    if jax.process_index() == 0:
+        done[0].unlink(missing_ok=True)  # it tells launchers that nothing is left to do
+        forget_snapshots(workdir / "averages", start)
     logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
 
     # 3. Loop: step, log, check the loss, evaluate and save, show; then the next batch.
@@ -136,10 +164,10 @@ def train(config: ConfigDict, workdir: Path, command: str = "train(config, workd
     evaluate = held_out_loss(task, config, records, mesh)
     used, last = config.ema.sigma_rel.index(config.ema.used), config.steps
     flop, peak = model_flop(task, config.batch_size), peak_tflops() * jax.device_count()
-    log = RunLog(workdir, start, last, config.batch_size, flop, peak)
     stopped = False
-    try:
-        with watched() as stop:
+    with stop.saves(), checkpoints.safe_when_full():
+        log = RunLog(workdir, start, last, config.batch_size, flop, peak)
+        try:
             totals = fresh_totals()
             for step in range(start + 1, last + 1):
                 with log.waiting():
@@ -148,12 +176,26 @@ def train(config: ConfigDict, workdir: Path, command: str = "train(config, workd
                 state, totals = step_fn(state, totals, batch, frozen)
                 log.advance(totals)
                 stopped = stop.reached(step) and step < last
+                keeps = config.ema.snapshot_every and _due(step, config.ema.snapshot_every, last)
+                shows = _due(step, config.sample_every, last) and not stopped
                 saves = stopped or _due(step, config.checkpoint_every, last)
-                if saves or _due(step, config.log_every, last):
+                if keeps or shows or saves or _due(step, config.log_every, last):
                     log.metrics(step, totals)
                     totals = fresh_totals()
+                if keeps or shows or saves:
+                    log.flush()  # stops here rather than keep a state whose loss is not finite
+                # The checkpoint comes last: a run that goes on from it lacks nothing before.
+                if keeps:
+                    with log.paused():
+                        kept = to_host(state.averages)
+                        if jax.process_index() == 0:
+                            write_snapshot(workdir / "averages", step, kept, config.ema.sigma_rel)
+                if shows:
+                    with log.paused():
+                        params = to_host(state.averages[used])
+                        if jax.process_index() == 0:
+                            log.picture(step, task.picture(params))
                 if saves:
-                    log.flush()  # stops here rather than save a state whose loss is not finite
                     with log.paused():
                         reached = None if stopped else evaluate(state.averages[used], frozen)
                         if reached:
@@ -161,23 +203,13 @@ def train(config: ConfigDict, workdir: Path, command: str = "train(config, workd
                         checkpoints.save(step, state, {"batches": step}, config, reached)
                 if stopped:
                     break
-                if config.ema.snapshot_every and _due(step, config.ema.snapshot_every, last):
-                    with log.paused():
-                        kept = to_host(state.averages)
-                        if jax.process_index() == 0:
-                            write_snapshot(workdir / "averages", step, kept, config.ema.sigma_rel)
-                if _due(step, config.sample_every, last):
-                    with log.paused():
-                        params = to_host(state.averages[used])
-                        if jax.process_index() == 0:
-                            log.picture(step, task.picture(params))
             log.flush()
-    except NonFinite as error:
-        raise _explained(error, config, workdir, checkpoints, sources) from None
-    finally:
-        batches.close()
-        log.close()
-        checkpoints.close()
+        except NonFinite as error:
+            raise _explained(error, config, workdir, checkpoints, sources) from None
+        finally:
+            batches.close()
+            log.close()
+            checkpoints.close()
     if stopped:
         logging.info(
             "stopped at step %d of %d, saved; the same command goes on", step, config.steps

@@ -182,5 +182,15 @@ def test_a_denoiser_is_trained_with_it_and_exported_without(records, tmp_path):
 def test_a_config_that_cannot_be_aligned_is_refused_before_anything_compiles(records):
     with pytest.raises(InputError, match="repa.layer is 'transformer_blocks_7'"):
         DenoiserTask(aligned("transformer_blocks_7"), records)
-    with pytest.raises(InputError, match="the records have none; set config.data.patch_tokens"):
-        DenoiserTask(aligned("transformer_blocks_0"), None)
+    config = aligned("transformer_blocks_0")
+    assert "tokens" in DenoiserTask(config, None).fields  # of a step without records, as of a plan
+    config.data.tokens.count = 64
+    with pytest.raises(InputError, match="tokens .*'count': 16.*, config.data.tokens says .*64"):
+        DenoiserTask(config, records)
+    config.data.patch_tokens = False
+    with pytest.raises(InputError, match="there are none; set config.data.patch_tokens"):
+        DenoiserTask(config, records)
+    config.objective.repa = {"layer": "transformer_blocks_0", "hidden": "a", "weight": 0.5}
+    config.data.patch_tokens, config.data.tokens.count = True, 16
+    with pytest.raises(InputError, match="repa.hidden is 'a', expected a width"):
+        DenoiserTask(config, records)

@@ -67,7 +67,7 @@ def task_of(settings: str) -> tuple[Task, int]:
 def built(config: ConfigDict) -> tuple[Task, int]:
     kept = ("task", "accumulation", "model", "diffusion", "objective", "sampling")
     settings = {name: config[name] for name in kept if name in config}
-    data = ("patch_px", "embedding", "latent", "input", "posterior", "patch_tokens")
+    data = ("patch_px", "embedding", "latent", "input", "posterior", "patch_tokens", "tokens")
     settings["data"] = {name: config.data[name] for name in data if name in config.data}
     return task_of(ConfigDict(settings).to_json(sort_keys=True))
 

@@ -146,7 +146,7 @@ from test_pipeline import TWO, training_batches
 if __name__ == "__main__":
     flags.FLAGS.mark_as_parsed()
     batches = training_batches(TWO, 9, 5, workers=2)
-    next(batches)
+    [*islice(batches, 2)]  # one of each worker: both have begun
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     input()
     print(len([*islice(batches, 50)]), flush=True)

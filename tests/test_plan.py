@@ -356,11 +356,12 @@ def test_report_of_a_step_worked_out_by_hand():
     assert found["time by memory"] == "9.5 ms"
     assert found["time by links"] == "10.0 ms"
     assert found["at best"] == "1000.0 ms a step, 2.8 M images a day"
-    assert found["largest batch"] == str(int((0.98 * 95 - 8.25) * 8))
+    largest = int((0.98 * 95 - 8.25) * 8)
+    assert found["largest batch"] == f"{largest}, by the line through batches of 16 and 32"
     (parameters,) = [line for line in lines if line.endswith(" M")]
     leaves = jax.tree.leaves(jax.eval_shape(DenoiserTask(config, None).init, jax.random.key(0)))
     count = sum(leaf.size for leaf in leaves)
-    assert parameters.split() == ["parameters", f"{count / 1e6:.1f}", "M"]
+    assert parameters.split() == ["parameter", "count", f"{count / 1e6:.1f}", "M"]
 
 
 def test_report_of_a_step_that_does_not_fit_says_no_time():
@@ -426,9 +427,9 @@ def test_a_config_is_planned_for_four_chips_that_are_not_at_hand():
     assert result.returncode == 0, result.stderr
     first, *lines = result.stdout.splitlines()
     assert first.startswith("v5e:2x2: 4 chips, mesh data 4 x fsdp 1, batch 8 (2 a chip")
-    assert lines[0].split() == ["parameters", "0.2", "M"]
+    assert lines[0].split() == ["parameter", "count", "0.2", "M"]
     assert "GiB: fits" in result.stdout and "images a day" in result.stdout
-    (largest,) = [int(line.split()[-1]) for line in lines if line.startswith("largest batch")]
+    (largest,) = [int(line.split()[2][:-1]) for line in lines if line.startswith("largest batch")]
     assert largest > 1000 and largest % 4 == 0
     # libtpu looks for the machine that it is not on, and is told not to.
     said = [line for line in result.stderr.splitlines() if line]

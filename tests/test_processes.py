@@ -83,6 +83,17 @@ def test_two_processes_follow_one(alone, together):
         assert word in first and word not in second
 
 
+@pytest.mark.slow
+def test_two_processes_follow_one_for_fifty_steps(records_dir, tmp_path):
+    longer = "--config.steps=50", "--config.checkpoint_every=50", "--config.sample_every=50"
+    given = f"--config.data.dir={records_dir}", *longer
+    result = run_command("train", *TINY, *given, f"--workdir={tmp_path / 'alone'}")
+    assert result.returncode == 0, result.stderr
+    finish(tmp_path / "two", start(tmp_path / "two", *given, "--config.mesh.fsdp=2"))
+    assert len(losses(tmp_path / "two")) == 50
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "alone"), rtol=1e-4)
+
+
 @pytest.mark.parametrize("first, then", [(2, 1), (1, 2)])
 def test_a_checkpoint_goes_on_with_another_number_of_processes(
     first, then, alone, records_dir, tmp_path

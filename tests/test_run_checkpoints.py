@@ -1,6 +1,8 @@
 """Which checkpoints are kept, and what one holds."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,10 @@ import pytest
 from conftest import load_config, shrink
 
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.training.checkpoint import Checkpoints, claim_workdir
+from ssl_diffusion.training import workdir
+from ssl_diffusion.training.checkpoint import Checkpoints
 from ssl_diffusion.training.state import TrainState
+from ssl_diffusion.training.workdir import claim_workdir
 
 
 def state_at(step: int) -> TrainState:
@@ -61,13 +65,45 @@ def test_a_save_that_was_cut_off_is_not_taken(tmp_path, config):
 
 
 def test_what_a_start_may_change(tmp_path, config):
-    """Where and on how much the run runs; not what it computes."""
-    claim_workdir(tmp_path, config, [{"patch_px": 64}])
+    """Where and on how much the run runs, and what it writes when; not what it computes."""
+
+    def claim(config, px=64, started=True):
+        claim_workdir(tmp_path, config, [{"patch_px": px}], started)
+
+    claim(config)
     config.mesh.fsdp, config.accumulation, config.log_every = 2, 2, 7
     config.data.dir, config.data.workers, config.model.remat = "elsewhere", 3, True
-    claim_workdir(tmp_path, config, [{"patch_px": 64}])
-    config.seed = 5
-    with pytest.raises(InputError, match="seed is 0 there, 5 here"):
-        claim_workdir(tmp_path, config, [{"patch_px": 64}])
+    config.checkpoint_every, config.sample_every, config.ema.snapshot_every = 9, 9, 0
+    claim(config)
+    assert json.loads((tmp_path / "config.json").read_text())["mesh"] == {"fsdp": 2}
+    config.steps += 1  # at a rate that decays over all of them
+    with pytest.raises(InputError, match="steps is 6 there, 7 here"):
+        claim(config)
     with pytest.raises(InputError, match="records"):
-        claim_workdir(tmp_path, shrink(load_config("demo")), [{"patch_px": 32}])
+        claim(shrink(load_config("demo")), px=32)
+    config.seed = 5
+    claim(config, px=32, started=False)  # of a run that saved nothing, nothing is lost
+    config.optimizer.decay = "constant"
+    with pytest.raises(InputError, match="optimizer.decay is 'cosine' there, 'constant' here"):
+        claim(config, px=32)
+    claim(config, started=False)
+    config.steps += 1
+    claim(config)
+
+
+def test_one_run_at_a_time_writes_to_a_workdir(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir, "PATIENCE", 1.5)
+    program = "import pathlib, sys; from ssl_diffusion.training.workdir import alone_in\n"
+    program += "with alone_in(pathlib.Path(sys.argv[1])): print('in', flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path / "run"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdout.readline()
+    with pytest.raises(InputError, match="another process trains in .*run; stop it"):
+        with workdir.alone_in(tmp_path / "run"):
+            pytest.fail("two at a time")
+    other.kill()
+    with workdir.alone_in(tmp_path / "run"):  # the lock of a killed run is gone
+        other.wait()

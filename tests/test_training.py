@@ -20,7 +20,7 @@ from ssl_diffusion.data.pipeline import training_batches
 from ssl_diffusion.data.records import open_records
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
-from ssl_diffusion.train import train
+from ssl_diffusion.train import as_typed, train
 from ssl_diffusion.training.logs import read_metrics
 from ssl_diffusion.training.sharding import make_mesh
 from ssl_diffusion.training.state import (
@@ -30,6 +30,7 @@ from ssl_diffusion.training.state import (
     means,
     no_totals,
 )
+from ssl_diffusion.training.stop import watched
 from ssl_diffusion.training.tasks.autoencoder import AutoencoderTask
 from ssl_diffusion.training.tasks.denoiser import DenoiserTask
 from ssl_diffusion.training.tasks.encoder import contrastive_loss
@@ -119,7 +120,7 @@ def test_sigterm_saves_and_the_run_goes_on_at_the_very_step(records_dir, run_dir
     workdir = tmp_path / "train"
     arguments = [*TINY, f"--workdir={workdir}", f"--config.data.dir={records_dir}"]
     # It saves at the end only: what is there after the signal was saved for it.
-    arguments.append("--config.checkpoint_every=6")
+    arguments += ["--config.checkpoint_every=6", "--config.ema.snapshot_every=1"]
     command = [sys.executable, "-m", "ssl_diffusion.train", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (workdir / "tensorboard").exists():  # the loop begins: it compiles its first step
@@ -134,8 +135,29 @@ def test_sigterm_saves_and_the_run_goes_on_at_the_very_step(records_dir, run_dir
     resumed = run_command("train", *arguments)
     assert resumed.returncode == 0, resumed.stderr
     assert losses(workdir) == losses(run_dir)
+    # Nor does a snapshot lack that was due at the step of the signal.
+    assert {snapshot.step for snapshot in read_snapshots(workdir / "averages")} == {*range(1, 7)}
     undisturbed = read_json(run_dir / "summary.json", "summary")
     assert read_json(workdir / "summary.json", "s")["model_sha256"] == undisturbed["model_sha256"]
+
+
+def test_a_signal_saves_while_training_and_ends_the_process_elsewhere():
+    with watched() as stop:
+        with stop.saves():
+            assert not stop.reached(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.reached(2)
+        with pytest.raises(SystemExit) as stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+    assert stopped.value.code == 0
+
+
+def test_the_command_of_a_model_is_the_one_typed_but_for_the_folder():
+    expected = "python -m ssl_diffusion.train --config=a.py '--config.data.dir=b c' --workdir=DIR"
+    for folder in (["--workdir=x y"], ["--workdir", "x y"], ["-workdir", "workdir"]):
+        typed = ["train.py", "--config=a.py", *folder, "--config.data.dir=b c"]
+        assert as_typed(typed) == expected
 
 
 def test_eight_devices_and_two_readers_follow_the_loss_of_one(records_dir, run_dir, tmp_path):
@@ -202,7 +224,7 @@ def test_disk_that_fills_keeps_the_last_checkpoint(records_dir, run_dir, tmp_pat
     )
     assert result.returncode == 2, result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "no space left to save a checkpoint" in line
+    assert "no space left to save in" in line
     assert "the checkpoint of step 4 is whole" in line
     assert (workdir / "checkpoints" / "4").is_dir()
     resumed = run_command("train", *arguments)
@@ -238,6 +260,17 @@ def test_embeddings_of_another_width_and_unknown_settings_are_refused(records_di
         ("accumulation=3", "batch size 8 does not divide among 1 devices in 3 parts"),
         ("diffusion.prediction=u", "unknown prediction kind 'u'"),
         ("data.mix=(('nowhere',1.0),)", "no records in nowhere"),
+        ("data.mix=('nowhere',1.0)", "data.mix holds 'nowhere', expected pairs of a folder"),
+        ("data.mix=(('nowhere','a'),)", "data.mix holds .*'a'.*, expected pairs of a folder"),
+        ("data.workers=-1", "data.workers is -1, expected 0 or more"),
+        ("batch_size=4096", "takes 4096 at a time, expected at most the"),
+        ("seed=-1", "seed -1: expected 0 or more"),
+        ("optimizer.clip_norm=0.0", "optimizer.clip_norm is 0.0, expected a number above 0"),
+        ("optimizer.learning_rate=float('nan')", "optimizer.learning_rate is nan, expected a"),
+        ("optimizer.b2=1.5", "optimizer.b2 is 1.5, expected a number from 0 up to below 1"),
+        ("model.condition_dropout=1.5", "model.condition_dropout is 1.5, expected a share"),
+        ("ema.sigma_rel=(0.05,0.05)", "sigma_rel holds a length twice: 0.050, 0.050"),
+        ("ema.snapshot_every=-3", "ema.snapshot_every is -3, expected 0 or more"),
     ):
         config = shrink(load_config("demo"))
         config.data.dir = str(records_dir)
@@ -250,6 +283,8 @@ def test_embeddings_of_another_width_and_unknown_settings_are_refused(records_di
 
 
 def _value(text: str):
+    if text == "float('nan')":
+        return float("nan")
     try:
         return ast.literal_eval(text)
     except ValueError:
@@ -274,7 +309,7 @@ def test_batch_must_divide_among_devices(records_dir, tmp_path):
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == (
         "error: batch size 10 does not divide among 8 devices; "
-        "set --config.batch_size to a multiple, as 16"
+        "take a number of devices that divides it, or in a new run a batch size of 16"
     )
 
 

@@ -56,7 +56,7 @@ def training_batches(
     records than its part of one batch (which would hold records twice), or if the sources cannot be
     mixed; and from `next` if a record cannot be read or a worker was killed.
     """
-    _check(sources, batch_size, seed, processes)
+    check_batches(sources, batch_size, seed, processes)
     datasets = [grain.MapDataset.source(source) for source, _ in sources]
     batches = _mixture(datasets, [weight for _, weight in sources], seed).batch(
         batch_size // processes, drop_remainder=True, batch_fn=_stack
@@ -98,15 +98,16 @@ def _mixture(
     return grain.MapDataset.mix(endless, weights)
 
 
-def _check(
-    sources: Sequence[tuple[RandomAccess, float]], batch_size: int, seed: int, processes: int
+def check_batches(
+    sources: Sequence[tuple[RandomAccess, float]], batch_size: int, seed: int, processes: int = 1
 ) -> None:
+    """Raises InputError for what `training_batches` cannot make batches of."""
+    if seed < 0:
+        raise InputError(f"seed {seed}: expected 0 or more")
     if batch_size < 1 or batch_size % processes:
         raise InputError(
             f"batch size {batch_size}: expected a multiple of the {processes} processes"
         )
-    if seed < 0:
-        raise InputError(f"seed {seed}: expected 0 or more")
     weights = [weight for _, weight in sources]
     if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise InputError(
@@ -115,9 +116,10 @@ def _check(
     for number, (source, weight) in enumerate(sources):
         part = batch_size * weight / sum(weights)
         if part > len(source):
+            of = f" of records {number}" if len(sources) > 1 else ""
             raise InputError(
-                f"batch size {batch_size}: it takes {part:.4g} of records {number} at a time, "
-                f"expected at most the {len(source)} records there are; set batch_size lower"
+                f"batch size {batch_size}: it takes {part:.4g}{of} at a time, expected at most the "
+                f"{len(source)} records there are; set batch_size lower"
             )
     if len(sources) > 1:
         kinds = [_kind(source[0]) for source, _ in sources]

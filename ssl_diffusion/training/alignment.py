@@ -48,12 +48,19 @@ class Alignment:
                 f"config.objective.repa holds {', '.join(sorted(settings))}, expected "
                 f"{', '.join(sorted(SETTINGS))}"
             )
+        hidden, weight = settings["hidden"], settings["weight"]
+        if not isinstance(hidden, int) or hidden < 1:
+            raise InputError(f"config.objective.repa.hidden is {hidden!r}, expected a width")
+        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise InputError(
+                f"config.objective.repa.weight is {weight!r}, expected a number, 0 or more"
+            )
         count, dim = tokens
         self.side = math.isqrt(count)
         if self.side**2 != count:
             raise InputError(f"{count} patch tokens, expected a square number of them")
-        self.layer, self.weight = settings["layer"], settings["weight"]
-        self.network, self.projector = network, Projector(settings["hidden"], dim)
+        self.layer, self.weight = settings["layer"], weight
+        self.network, self.projector = network, Projector(hidden, dim)
 
     def init(self, key: Array, params: PyTree, *inputs: Array) -> PyTree:
         """The projector's parameters, given the network's and what it is called with."""
@@ -98,12 +105,12 @@ def _cosine(a: Float[Array, "b n d"], b: Float[Array, "b n d"]) -> Float[Array, 
 def make_alignment(
     settings: Mapping[str, Any] | None, network: nn.Module, tokens: tuple[int, int] | None
 ) -> Alignment | None:
-    """None where `config.objective.repa` is; InputError where the records hold no tokens."""
+    """None where `config.objective.repa` is; InputError where there are no tokens."""
     if not settings:
         return None
     if tokens is None:
         raise InputError(
-            "config.objective.repa aligns to patch tokens, and the records have none; set "
-            "config.data.patch_tokens and prepare them again"
+            "config.objective.repa aligns to patch tokens, and there are none; set "
+            "config.data.patch_tokens and prepare records with it"
         )
     return Alignment(settings, network, tokens)

@@ -184,6 +184,13 @@ def write_snapshot(
             write_tensors(file, arrays, np.float32)
 
 
+def forget_snapshots(folder: Path, step: int) -> None:
+    """Removes the snapshots after this step: a run that goes on from there writes them again."""
+    for later in _visible(folder):
+        if later.name.isdigit() and int(later.name) > step:
+            remove(later)
+
+
 def read_snapshots(folder: str | Path) -> list[Snapshot]:
     """The whole snapshots of a run by step, then length; none where there is no folder yet.
 

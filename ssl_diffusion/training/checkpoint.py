@@ -6,22 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from ssl_diffusion.errors import InputError, disk_is_full
-from ssl_diffusion.files import read_json, write_json
 from ssl_diffusion.training.state import TrainState
 
-BEST = "held_out_loss"  # what the best checkpoint is the lowest of
-# What of a config may change between two starts of a run: where things lie and how they are shared.
-MAY_CHANGE = {
-    "": ("mesh", "accumulation", "log_every", "keep_checkpoints"),
-    "data": ("dir", "workers", "instructions"),
-    "model": ("remat",),
-}
+# The best checkpoint is the lowest of the first that is measured: with REPA the loss holds more.
+BEST = "held_out_denoising", "held_out_loss"
 
 
 class Checkpoints:
@@ -32,7 +25,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int):
         best = BestN(
-            get_metric_fn=lambda metrics: metrics[BEST],
+            get_metric_fn=lambda metrics: next(metrics[name] for name in BEST if name in metrics),
             reverse=True,  # the last of this order is kept: the lowest
             n=1,
             keep_checkpoints_without_metrics=False,
@@ -62,8 +55,7 @@ class Checkpoints:
             iterator=ocp.args.JsonSave(iterator),
             config=ocp.args.JsonSave(json.loads(config.to_json())),
         )
-        with self._clear_when_full():
-            self._manager.save(step, args=arguments, metrics=metrics)
+        self._manager.save(step, args=arguments, metrics=metrics)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint and its place in the data, shaped and sharded as `like` describes.
@@ -89,16 +81,15 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until what was started is saved."""
-        with self._clear_when_full():
-            self._manager.wait_until_finished()
+        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and ends the threads that save."""
-        with self._clear_when_full():
-            self._manager.close()
+        self._manager.close()
 
     @contextmanager
-    def _clear_when_full(self) -> Iterator[None]:
+    def safe_when_full(self) -> Iterator[None]:
+        """Of a disk that is full, whoever wrote inside: InputError that says what is safe."""
         try:
             yield
         except Exception as error:
@@ -111,50 +102,6 @@ class Checkpoints:
                 else "there is none yet"
             )
             raise InputError(
-                f"no space left to save a checkpoint in {self._folder}; {kept}; free some space "
-                "and run the same command again"
+                f"no space left to save in {self._folder.parent}; {kept}; free some space and run "
+                "the same command again"
             ) from None
-
-
-def claim_workdir(workdir: Path, config: ConfigDict, recipes: list[dict[str, Any]]) -> None:
-    """Marks `workdir` as this config's, on records of these recipes, wherever they lie.
-
-    Raises InputError, naming what differs, if it is another's.
-    """
-    file = workdir / "config.json"
-    mine = json.loads(config.to_json()) | {"records": recipes}
-    if not file.exists():
-        if jax.process_index() == 0:
-            write_json(file, mine)
-        return
-    theirs = read_json(file, "run config")
-    changed = _differences(_fixed(theirs), _fixed(mine))
-    if changed:
-        raise InputError(
-            f"{workdir} belongs to another config ({'; '.join(changed[:4])}); choose another "
-            "--workdir"
-        )
-
-
-def _fixed(config: dict[str, Any]) -> dict[str, Any]:
-    fixed = {name: config[name] for name in config if name not in MAY_CHANGE[""]}
-    for section in ("data", "model"):
-        entries = config.get(section, {})
-        kept = {name: entries[name] for name in entries if name not in MAY_CHANGE[section]}
-        fixed[section] = kept
-    # Mixed records are known by their recipes; of the mixture the weights are left to compare.
-    fixed["data"]["mix"] = [weight for _, weight in fixed["data"].get("mix", ())]
-    return fixed
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted(old.keys() | new.keys())
-        return [
-            line
-            for name in names
-            for line in _differences(
-                old.get(name), new.get(name), f"{path}.{name}" if path else name
-            )
-        ]
-    return [] if old == new else [f"{path} is {old!r} there, {new!r} here"]

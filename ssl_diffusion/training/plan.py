@@ -171,7 +171,7 @@ def report(
         f"{name}: {chips} chips, mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}, "
         f"batch {step.batch_size} ({step.batch_size / chips:g} a chip, accumulation "
         f"{config.accumulation})",
-        f"{'parameters':20}{count / 1e6:10.1f} M",
+        f"{'parameter count':20}{count / 1e6:10.1f} M",
     ]
     for kind, size in [*step.state.items(), ("batch", step.batch), ("inside a step", step.inside)]:
         lines.append(f"{kind:20}{size / GIB:10.2f} GiB a chip")
@@ -194,6 +194,9 @@ def report(
         )
     largest = largest_batch(step, other, room, chips * config.accumulation)
     lines.append(f"{'largest batch':20}{largest if largest is not None else 'unknown':>10}")
+    if other is not None:
+        through = " and ".join(f"{size}" for size in sorted((step.batch_size, other.batch_size)))
+        lines[-1] += f", by the line through batches of {through}"
     return "\n".join(lines)
 
 

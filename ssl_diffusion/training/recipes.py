@@ -100,6 +100,7 @@ def published(network: str) -> ConfigDict:
             "variants": 2,  # a training patch and its mirror image
             "posterior": False,
             "patch_tokens": False,
+            "tokens": {"count": 256, "dim": 768},  # the encoder's, where patch_tokens is set
             "embedding": {"tokens": 1, "dim": 768},
             "latent": {"channels": 3, "factor": 4},
             "workers": 8,
@@ -144,7 +145,8 @@ def published(network: str) -> ConfigDict:
 def run_locally(config: ConfigDict) -> ConfigDict:
     """The same run as a minute on a CPU: a small network of the same kind, the shipped slide.
 
-    Encoder and autoencoder are the demo's; what the config says of the process stays.
+    Encoder and autoencoder are the demo's; what the config says of the process stays. What the
+    data come from is the command at the end of its instructions, with `:runlocal`.
     """
     local: dict[str, Any] = LOCAL[config.model.architecture.name]
     channels = 6
@@ -161,6 +163,7 @@ def run_locally(config: ConfigDict) -> ConfigDict:
         {
             "dir": f"data/runlocal_{config.data.variants}_{int(config.data.posterior)}",
             "images": demo.SLIDE,
+            "instructions": f"Run: {config.data.instructions.rpartition(': ')[2]}:runlocal",
             "split": demo.SPLIT,
             "patch_px": 64,
             "mpp": 0.5,
@@ -169,6 +172,7 @@ def run_locally(config: ConfigDict) -> ConfigDict:
             "min_saturation": 0.12,
             "encoder": demo.ENCODER,
             "autoencoder": demo.AUTOENCODER,
+            "tokens": {"count": 16, "dim": 192},
             "embedding": {"tokens": 1, "dim": 192},
             "latent": {"channels": channels, "factor": 4},
             "workers": 0,

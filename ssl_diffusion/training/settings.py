@@ -1,6 +1,7 @@
 """What a config has to say, and the records that it names: checked before anything compiles."""
 
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -33,8 +34,14 @@ def check_config(config: ConfigDict, devices: int) -> None:
     for name in POSITIVE:
         if config[name] < 1:
             raise InputError(f"config.{name} is {config[name]}, expected 1 or more")
-    for sigma_rel in config.ema.sigma_rel:
-        profile_name(sigma_rel)
+    for section, name in (("ema", "snapshot_every"), ("data", "workers")):
+        if config[section][name] < 0:
+            raise InputError(
+                f"config.{section}.{name} is {config[section][name]}, expected 0 or more"
+            )
+    names = [profile_name(sigma_rel) for sigma_rel in config.ema.sigma_rel]
+    if len({*names}) < len(names):
+        raise InputError(f"config.ema.sigma_rel holds a length twice: {', '.join(names)}")
     if config.ema.used not in config.ema.sigma_rel:
         raise InputError(
             f"config.ema.used is {config.ema.used}, expected one of config.ema.sigma_rel, "
@@ -45,8 +52,9 @@ def check_config(config: ConfigDict, devices: int) -> None:
     if config.batch_size % shares:
         parts = f" in {config.accumulation} parts" if config.accumulation > 1 else ""
         raise InputError(
-            f"batch size {config.batch_size} does not divide among {devices} devices{parts}; "
-            f"set --config.batch_size to a multiple, as {-(-config.batch_size // shares) * shares}"
+            f"batch size {config.batch_size} does not divide among {devices} devices{parts}; take "
+            "a number of devices that divides it, or in a new run a batch size of "
+            f"{-(-config.batch_size // shares) * shares}"
         )
 
 
@@ -60,9 +68,7 @@ def open_record_sets(config: ConfigDict) -> tuple[Records, list[tuple[Records, f
     records = open_records(data.dir, data.get("instructions", ""))
     _check_recipe(config, records)
     mixed = []
-    for folder, weight in data.mix:
-        if not (math.isfinite(weight) and weight > 0):
-            raise InputError(f"config.data.mix gives {folder} the weight {weight}, expected > 0")
+    for folder, weight in _pairs(data.mix):
         each = open_records(folder)
         for name in SAME_IN_A_MIX:
             theirs, ours = (one.metadata["recipe"].get(name) for one in (each, records))
@@ -73,6 +79,22 @@ def open_record_sets(config: ConfigDict) -> tuple[Records, list[tuple[Records, f
                 )
         mixed.append((each, float(weight)))
     return records, mixed or [(records, 1.0)]
+
+
+def _pairs(mix: Any) -> tuple[tuple[str, float], ...]:
+    """`data.mix` as it has to be; InputError if it is not."""
+    entries = mix if isinstance(mix, tuple | list) else (mix,)
+    for entry in entries:
+        pair = entry if isinstance(entry, tuple | list) and len(entry) == 2 else (entry, None)
+        folder, weight = pair
+        number = isinstance(weight, int | float) and math.isfinite(weight) and weight > 0
+        if not isinstance(folder, str) or not number:
+            raise InputError(
+                f"config.data.mix holds {entry!r}, expected pairs of a folder and a weight above "
+                "0, as (('data/a', 2.0), ('data/b', 1.0)); one pair ends with a comma: "
+                "(('data/a', 1.0),)"
+            )
+    return tuple(entries)
 
 
 def _check_recipe(config: ConfigDict, records: Records) -> None:

@@ -60,8 +60,9 @@ def no_totals(task: Task, config: ConfigDict) -> Totals:
 def example_keys(seed: int, first: Array | int, count: int) -> Key[Array, " {count}"]:
     """The random key of each example, by its number in the run, `first` and following.
 
-    So neither the number of devices nor accumulation changes what an example draws, and a resumed
-    run draws what the undisturbed one would have drawn.
+    So neither the number of devices nor accumulation changes what an example draws (as long as the
+    devices of a process are neighbours in the mesh: its rows are then too), and a resumed run draws
+    what the undisturbed one would have drawn.
     """
     numbers = jnp.uint32(first) + jnp.arange(count, dtype=jnp.uint32)
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed + 1), numbers)

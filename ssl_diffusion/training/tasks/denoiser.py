@@ -51,6 +51,11 @@ class DenoiserTask:
         self.conditioner = build_conditioner(config.model.conditioner.to_dict())
         objective = config.objective.to_dict()
         repa = objective.pop("repa", None)
+        dropout = config.model.condition_dropout
+        if not 0 <= dropout < 1:
+            raise InputError(
+                f"model.condition_dropout is {dropout}, expected a share from 0 up to below 1"
+            )
         self.objective = read_objective(config.diffusion.to_dict(), objective)
         self.embedding = config.data.embedding.tokens, config.data.embedding.dim
         self.input: LatentInput = make_input(config, records)
@@ -108,7 +113,8 @@ class DenoiserTask:
                 {"params": params["conditioner"]}, jnp.zeros((1, *self.embedding))
             )
             given = params["denoiser"], latent, jnp.zeros(1), context
-            params["projector"] = self.alignment.init(jax.random.fold_in(key, 1), *given)
+            # 0 and 1 are the keys of the network and the conditioner.
+            params["projector"] = self.alignment.init(jax.random.fold_in(key, 2), *given)
         return params
 
     def loss(
@@ -240,6 +246,16 @@ class DenoiserTask:
 
 
 def _patch_tokens(config: ConfigDict, records: Records | None) -> tuple[int, int] | None:
-    """(count, dim) of the records' patch tokens; None where they have none."""
-    tokens = records.metadata.get("tokens") if records else config.data.get("tokens")
-    return (tokens["count"], tokens["dim"]) if tokens else None
+    """(count, dim) of the records' patch tokens; None where they are to have none.
+
+    InputError where the records have others than the config says.
+    """
+    if not config.data.patch_tokens:
+        return None
+    expected = config.data.tokens.to_dict()
+    if records and records.metadata.get("tokens") != expected:
+        raise InputError(
+            f"records in {records.folder} hold the patch tokens {records.metadata.get('tokens')}, "
+            f"config.data.tokens says {expected}; set it to theirs"
+        )
+    return expected["count"], expected["dim"]
