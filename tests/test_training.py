@@ -21,6 +21,7 @@ from ssl_diffusion.data.records import open_records
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
 from ssl_diffusion.train import as_typed, train
+from ssl_diffusion.training.averages import read_snapshots
 from ssl_diffusion.training.logs import read_metrics
 from ssl_diffusion.training.sharding import make_mesh
 from ssl_diffusion.training.state import (
