@@ -116,6 +116,7 @@ def plan(config: ConfigDict, name: str) -> str:
             f"({error}); set it to a side of the topology, or give another topology"
         ) from None
     task = TASKS[config.task](config, None)
+    jax.config.update("jax_enable_compilation_cache", False)  # without a TPU it cannot be read
     least = len(devices) * config.accumulation
     with tqdm(total=2, desc=f"compile for {name}", unit="program") as bar:
         step = compile_step(task, config, mesh, config.batch_size)
