@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import random_params
 
+from ssl_diffusion.benchmarks.published import SIZES
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.build import build_network
 from ssl_diffusion.models.layers import project_context
@@ -49,31 +50,9 @@ def count(architecture: dict, latent: tuple, context_width: int) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def test_unet_has_the_parameters_of_the_published_checkpoint():
-    published = {
-        "name": "unet",
-        "base_channels": 192,
-        "channel_multipliers": [1, 2, 3, 5],
-        "blocks_per_level": 2,
-        "attention_levels": [1, 2, 3],
-        "heads": 1,
-        "transformer_depth": 1,
-        "out_channels": 3,
-    }
-    assert count(published, (64, 64, 3), 512) == 400_920_579
-
-
-def test_dit_has_the_parameters_of_the_published_checkpoint():
-    published = {
-        "name": "dit",
-        "patch_size": 2,
-        "width": 1152,
-        "depth": 28,
-        "heads": 16,
-        "out_channels": 32,
-        "interpolation_scale": 0.5,
-    }
-    assert count(published, (32, 32, 16), 1152) == 604_974_080
+@pytest.mark.parametrize("name, parameters", [("unet", 400_920_579), ("dit", 604_974_080)])
+def test_a_network_has_the_parameters_of_the_published_checkpoint(name, parameters):
+    assert count(*SIZES[name]) == parameters
 
 
 def test_predicts_zero_at_initialisation(network_and_params):

@@ -33,7 +33,7 @@ def test_the_last_and_the_best_are_kept(tmp_path, config):
         checkpoints.save(step, state_at(step), {"batches": step}, config, {"held_out_loss": loss})
     # Saved because the run was told to stop: nothing was measured, so it is no candidate.
     checkpoints.save(6, state_at(6), {"batches": 6}, config, None)
-    checkpoints.wait()
+    checkpoints.close()
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 5, 6]
     assert checkpoints.latest() == 6
 

@@ -99,7 +99,7 @@ def _mixture(
 
 
 def check_batches(
-    sources: Sequence[tuple[RandomAccess, float]], batch_size: int, seed: int, processes: int = 1
+    sources: Sequence[tuple[RandomAccess, float]], batch_size: int, seed: int, processes: int
 ) -> None:
     """Raises InputError for what `training_batches` cannot make batches of."""
     if seed < 0:

@@ -49,7 +49,7 @@ class Checkpoints:
         config: ConfigDict,
         metrics: dict[str, float] | None,
     ) -> None:
-        """Starts saving in the background; errors of the save before surface here, or in `wait`."""
+        """Starts saving in the background; errors of the save before surface here or in `close`."""
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             iterator=ocp.args.JsonSave(iterator),
@@ -78,10 +78,6 @@ class Checkpoints:
                 f"damaged, or of another version of the program; move it away to {remedy}"
             ) from None
         return restored["state"], restored["iterator"]
-
-    def wait(self) -> None:
-        """Blocks until what was started is saved."""
-        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and ends the threads that save."""

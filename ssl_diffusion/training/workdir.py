@@ -43,23 +43,29 @@ def alone_in(workdir: Path) -> Iterator[None]:
     if jax.process_index():
         yield
         return
+    made = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("a") as file:
-        until = time.monotonic() + PATIENCE
-        while not _locked(file):
-            if time.monotonic() > until:
-                raise InputError(
-                    f"another process trains in {workdir}; stop it, or choose another --workdir"
-                )
-            if until - time.monotonic() > PATIENCE - 1:
-                logging.info("another process trains in %s: waiting for its end", workdir)
-            time.sleep(1)
+        _wait_for_lock(file, workdir)
         try:
             yield
         finally:
-            if [path.name for path in workdir.iterdir()] == [".lock"]:  # refused: nothing is left
+            if made and [path.name for path in workdir.iterdir()] == [".lock"]:  # it was refused
                 (workdir / ".lock").unlink()
                 workdir.rmdir()
+
+
+def _wait_for_lock(file: Any, workdir: Path) -> None:
+    if _locked(file):
+        return
+    logging.info("another process trains in %s: waiting for its end", workdir)
+    until = time.monotonic() + PATIENCE
+    while not _locked(file):
+        if time.monotonic() > until:
+            raise InputError(
+                f"another process trains in {workdir}; stop it, or choose another --workdir"
+            )
+        time.sleep(1)
 
 
 def _locked(file: Any) -> bool:
