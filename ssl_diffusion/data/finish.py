@@ -108,7 +108,7 @@ def find_duplicates(job: Job, folders: list[Path]) -> dict[str, Any]:
     across = later[split[later] != split[first[later]]]
 
     def told(place: int) -> list[Any]:
-        row = order[place]
+        row = int(order[place])
         x, y = int(table["x"][row]), int(table["y"][row])
         name = job.collection.origins[table["origin"][row]].name
         return [name, x, y, SPLITS[table["split"][row]]]
@@ -117,7 +117,7 @@ def find_duplicates(job: Job, folders: list[Path]) -> dict[str, Any]:
     return {
         "records": len(later),
         "across_splits": len(across),
-        "examples": [[told(first[place]), told(place)] for place in shown],
+        "examples": [[told(int(first[place])), told(int(place))] for place in shown],
     }
 
 

@@ -40,7 +40,7 @@ def read_manifest(path: str | Path) -> dict[str, Row]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"manifest {path} cannot be read ({error}); expected a CSV file") from None
-    lines = csv.DictReader(text.splitlines(), strict=True)
+    lines = csv.DictReader(text.splitlines(keepends=True), strict=True)
     try:
         names = lines.fieldnames or ()
         unknown = [name for name in names if name not in COLUMNS]

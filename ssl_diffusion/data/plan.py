@@ -13,7 +13,7 @@ from ssl_diffusion.data.origins import Collection
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json, replacing
 
-UNIT = 10_000  # patches at most that origins are put together for; a larger one is a unit itself
+UNIT = 1_000  # patches at most that origins are put together for; a larger one is a unit itself
 SAMPLED, SAMPLED_ROWS = 6, 3  # origins, and rows of each, that the need of disk is told from
 
 

@@ -1,5 +1,6 @@
 """Georeferenced rasters (GeoTIFF, JPEG 2000, ENVI, VRT, ...) through rasterio, by windows."""
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def _resolution(dataset: rasterio.DatasetReader) -> tuple[float | None, float | 
         return None, None
     metres = dataset.crs.linear_units_factor[1]
     t = dataset.transform
-    return np.hypot(t.a, t.d) * metres * 1e6, np.hypot(t.b, t.e) * metres * 1e6
+    return math.hypot(t.a, t.d) * metres * 1e6, math.hypot(t.b, t.e) * metres * 1e6
 
 
 def _open(file: Path, **options: int) -> rasterio.DatasetReader:

@@ -102,11 +102,30 @@ def open_slide(path: str | Path) -> openslide.AbstractSlide:
     try:
         if openslide.OpenSlide.detect_format(str(file)):
             return openslide.OpenSlide(str(file))
-        return _Plain(Image.open(file))
+        image = Image.open(file)
+        _check_whole(image, file)
+        return _Plain(image)
     except (openslide.OpenSlideError, OSError, SyntaxError) as error:
         raise InputError(
             f"{path} is no slide that OpenSlide reads and no image that Pillow reads ({error})"
         ) from None
+
+
+def _check_whole(image: Image.Image, file: Path) -> None:
+    """InputError if a TIFF ends before its pixels do: OpenSlide only says that it is none."""
+    tags = getattr(image, "tag_v2", {})
+    for offsets, sizes in ((273, 279), (324, 325)):  # of strips, of tiles
+        pairs = zip(_numbers(tags.get(offsets)), _numbers(tags.get(sizes)), strict=False)
+        end = max((offset + size for offset, size in pairs), default=0)
+        if end > file.stat().st_size:
+            raise InputError(
+                f"{file} is cut off: its pixels reach to byte {end}, the file has "
+                f"{file.stat().st_size}; copy it again"
+            )
+
+
+def _numbers(value: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value or ())
 
 
 class _Plain(openslide.ImageSlide):

@@ -80,13 +80,17 @@ class ShardWriter:
     def __init__(self, folder: Path, layout: Layout):
         self._folder = folder
         self._features = layout.features()
+        specification = self._features.get_serialized_info()
+        self._serializer = tfds.core.example_serializer.ExampleSerializer(specification)
         self._writers: dict[str, ArrayRecordWriter] = {}
         self._shards: Shards = {}
 
     def add(self, split: str, example: Mapping[str, Any]) -> None:
         """Appends one; its `image` is the bytes of a PNG or JPEG, what else it has is let go."""
         chosen = {name: example[name] for name in self._features}
-        data = self._features.serialize_example(chosen)
+        encoded = self._features.encode_example(chosen)
+        # A map's entries come in another order in every process unless they are sorted.
+        data = self._serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
         shards = self._shards.setdefault(split, [])
         if not shards or shards[-1][0] == PER_SHARD:
             self._close(split)

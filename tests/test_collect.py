@@ -1,0 +1,205 @@
+"""What is found in a folder: names, labels, splits, and what is refused."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+from slide_files import texture
+
+from ssl_diffusion.data import groups, recipe
+from ssl_diffusion.data.collect import BRACS, collect
+from ssl_diffusion.data.manifest import read_manifest
+from ssl_diffusion.data.origins import Collection
+from ssl_diffusion.errors import InputError
+
+BRACS_FOLDERS = [f"{index}_{name}" for index, name in enumerate(BRACS)]
+
+
+def images(root: Path, *names: str) -> Path:
+    """Small PNGs, each its own picture."""
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(texture(number, 64, 64)).save(root / name)
+    return root
+
+
+def collected(root: Path, **entries) -> Collection:
+    data = recipe.section(source=str(root), patch_px=32, stride_px=32, source_mpp=0.5) | entries
+    return collect(ConfigDict(data), root.parent / "split.json")
+
+
+def manifest(path: Path, header: str, *lines: str) -> str:
+    path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_bracs_regions_have_seven_labels_and_their_official_splits(tmp_path):
+    """BRACS_RoI/latest_version/{train,val,test}/{0_N,...,6_IC}/BRACS_<slide>_<class>_<n>.png"""
+    names = [
+        f"{split}/{folder}/BRACS_{100 * part + index}_{BRACS[index]}_{n}.png"
+        for part, split in enumerate(("train", "val", "test"))
+        for index, folder in enumerate(BRACS_FOLDERS)
+        for n in (1, 2)
+    ]
+    found = collected(images(tmp_path / "BRACS_RoI", *names))
+    assert found.classes == ("N", "PB", "UDH", "FEA", "ADH", "DCIS", "IC")
+    assert found.settings["split_by"] == "folders" and len(found.origins) == 42
+    for origin in found.origins:
+        split, folder, file = origin.name.split("/")
+        assert (origin.split, origin.label) == (split, folder[2:])
+        assert origin.group == "_".join(file.split("_")[:2])
+
+
+def test_a_slide_of_bracs_in_two_splits_is_refused(tmp_path):
+    names = "train/0_N/BRACS_7_N_1.png", "test/0_N/BRACS_7_N_2.png", "train/0_N/BRACS_8_N_1.png"
+    with pytest.raises(InputError, match="BRACS_7 is in two splits: .*in t.*; splits are by sour"):
+        collected(images(tmp_path / "b", *names))
+
+
+def test_bracs_slides_are_labelled_by_their_folders(tmp_path):
+    names = "train/Group_BT/Type_PB/BRACS_1.png", "test/Group_MT/Type_IC/BRACS_2.png"
+    found = collected(images(tmp_path / "b", *names))
+    assert {origin.split: origin.label for origin in found.origins} == {"train": "PB", "test": "IC"}
+    assert found.classes == BRACS
+
+
+def test_class_folders_are_labels_where_they_lie_in_several_splits(tmp_path):
+    names = "train/forest/a.png", "train/lake/b.png", "test/lake/c.png", "test/forest/d.png"
+    found = collected(images(tmp_path / "a", *names))
+    assert found.classes == ("forest", "lake")
+    # Folders that are one slide's each (as the GDC client makes them) are no classes.
+    names = "train/1f3a/a.png", "train/77b0/b.png", "test/90cc/c.png"
+    assert collected(images(tmp_path / "b", *names)).classes == ()
+
+
+def test_the_same_image_in_two_splits_is_refused(tmp_path):
+    root = images(tmp_path / "a", "train/x/a.png", "test/x/b.png")
+    shutil.copyfile(root / "train/x/a.png", root / "test/x/a.png")
+    with pytest.raises(InputError, match="a.png .* are the same image"):
+        collected(root)
+    Image.fromarray(texture(9, 64, 64)).save(root / "test/x/a.png")  # the same name alone is fine
+    assert len(collected(root).origins) == 3
+
+
+def test_whole_sources_are_drawn_where_nothing_says_the_splits(tmp_path):
+    root = images(tmp_path / "a", *(f"TCGA-AA-00{i:02d}-01.png" for i in range(20)))
+    found = collected(root)
+    assert found.settings["split_by"] == "sources"
+    splits = {origin.name: origin.split for origin in found.origins}
+    assert sorted(splits.values()) == ["test"] * 2 + ["train"] * 16 + ["val"] * 2
+    images(tmp_path / "a", "TCGA-AA-0003-02.png")  # another slide of a patient goes with the first
+    again = {origin.name: origin.split for origin in collected(root).origins}
+    assert again["TCGA-AA-0003-02.png"] == again["TCGA-AA-0003-01.png"]
+    assert again.items() >= splits.items()
+    few = collected(root, held_out=(0.0, 0.5))
+    assert sorted({origin.split for origin in few.origins}) == ["test", "train"]
+
+
+def test_two_sources_are_held_out_in_blocks(tmp_path):
+    root = images(tmp_path / "a", "a.png", "b.png")
+    found = collected(root, patch_px=8, stride_px=8, min_saturation=0.0)
+    assert found.settings["split_by"] == "blocks"
+    assert all(origin.blocks and origin.split is None for origin in found.origins)
+    with pytest.raises(InputError, match="2 sources are too few.*--split=blocks"):
+        collected(root, split="sources")
+
+
+def test_a_manifest_says_labels_splits_text_groups_and_resolution(tmp_path):
+    root = images(tmp_path / "a", "s/1.png", "s/2.png", "3.png", "left_out.png")
+    listed = manifest(
+        tmp_path / "m.csv",
+        "label,file,split,text,mpp,group",
+        'tumour,s/1.png,train,"pleomorphic, large",0.25,p1',
+        "normal,s/2.png,test,,,p2",
+        ",3.png,val,,30m,",
+    )
+    found = collected(root, manifest=listed)
+    assert [origin.name for origin in found.origins] == ["s/1.png", "s/2.png", "3.png"]
+    assert [origin.split for origin in found.origins] == ["train", "test", "val"]
+    assert [origin.label for origin in found.origins] == ["tumour", "normal", ""]
+    assert [origin.mpp for origin in found.origins] == [0.25, 0.5, 3e7]
+    assert [origin.group for origin in found.origins] == ["p1", "p2", "3.png"]
+    assert found.origins[0].text == "pleomorphic, large"
+    assert found.classes == ("normal", "tumour")
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (["file,split", "1.png,train", "1.png,test"], "line 3: 1.png is listed twice"),
+        (["file,split", "1.png,dev"], "line 2: split 'dev', expected one of train, val, test"),
+        (["file,colour", "1.png,red"], "columns file, colour; expected file, and of split"),
+        (["name", "1.png"], "columns name; expected file"),
+        (["file", "../1.png"], "'../1.png', expected a path below"),
+        (["file", "/etc/passwd"], "expected a path below"),
+        (["file,text", "1.png,a,b"], "line 2: more or fewer fields"),
+        (["file,mpp", "1.png,half"], "half; expected µm per pixel"),
+        (["file"], "lists no files"),
+        (["file", "9.png"], "1 of the manifest's 1 files are not in"),
+        (["file,split", "1.png,train", "2.png,"], "no split to 1 of 2 files"),
+        (["file,split,group", "1.png,train,p", "2.png,test,p"], "p is in two splits"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used(tmp_path, lines, message):
+    root = images(tmp_path / "a", "1.png", "2.png")
+    with pytest.raises(InputError, match=message):
+        collected(root, manifest=manifest(tmp_path / "m.csv", *lines))
+
+
+def test_a_manifest_that_is_no_text(tmp_path):
+    (tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00file")
+    with pytest.raises(InputError, match="m.csv cannot be read"):
+        read_manifest(tmp_path / "m.csv")
+    with pytest.raises(InputError, match="none.csv cannot be read"):
+        read_manifest(tmp_path / "none.csv")
+    with (tmp_path / "excel.csv").open("w", encoding="utf-8-sig", newline="") as stream:
+        csv.writer(stream).writerows([["file", "text"], ["1.png", "two\nlines"]])
+    assert read_manifest(tmp_path / "excel.csv")["1.png"].text == "two\nlines"
+
+
+@pytest.mark.parametrize(
+    "name, group",
+    [
+        ("x/TCGA-A1-A0SB-01Z-00-DX1.svs", "TCGA-A1-A0SB"),
+        ("BRACS_1003648_DCIS_1.png", "BRACS_1003648"),
+        ("BRACS_1486.svs", "BRACS_1486"),
+        ("x/TCGA.svs", "x/TCGA.svs"),
+        ("BRACS_x.png", "BRACS_x.png"),
+    ],
+)
+def test_published_names_say_whose_an_image_is(name, group):
+    assert groups.group_of(name) == group
+
+
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ({"patch_px": 0}, "patch_px is 0"),
+        ({"source_mpp": -1.0}, "source_mpp is -1"),
+        ({"min_saturation": 1.5}, "min_saturation is 1.5"),
+        ({"held_out": (0.5, 0.5)}, "held_out is .*expected the parts of val and test"),
+        ({"bands": (0, 1, 2)}, "bands is"),
+        ({"value_range": (10, 0)}, "value_range is"),
+        ({"jpeg_quality": 0}, "jpeg_quality is 0"),
+        ({"variants": 3}, "variants is 3"),
+    ],
+)
+def test_a_recipe_that_cannot_be(entries, message):
+    with pytest.raises(InputError, match=message):
+        recipe.check(ConfigDict(recipe.section() | entries))
+
+
+@pytest.mark.parametrize(
+    "text, mpp", [("0.5", 0.5), ("0.25um", 0.25), ("2 µm", 2.0), ("30m", 3e7), ("0.6m", 6e5)]
+)
+def test_resolutions_are_told_in_micrometres_or_metres(text, mpp):
+    assert recipe.parse_mpp(text, "mpp") == pytest.approx(mpp)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "nan", "half", "3km"])
+def test_what_is_no_resolution(text):
+    with pytest.raises(InputError, match="--mpp="):
+        recipe.parse_mpp(text, "mpp")

@@ -1,0 +1,149 @@
+"""Reading slides and rasters at a physical resolution: levels, rulers, ground, missing data."""
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+from slide_files import texture, write_raster, write_slide
+
+from ssl_diffusion.data.patches import tissue_patches
+from ssl_diffusion.data.slides import open_image
+from ssl_diffusion.errors import InputError
+
+
+def ruler(width: int, height: int, period: float) -> np.ndarray:
+    """Vertical stripes, dark for half of every `period` px (which need not be whole)."""
+    # Each pixel is the mean of what it covers, as a scanner sees it.
+    fine = (np.arange(width * 16) / 16 % period < period / 2).reshape(width, 16).mean(1)
+    return np.broadcast_to(255 - 200 * fine[None, :, None], (height, width, 3)).astype(np.uint8)
+
+
+def period_of(row: np.ndarray) -> float:
+    """Pixels from one dark edge to the next, on average."""
+    middle = (row.max() + row.min()) / 2
+    falls = np.flatnonzero((row[:-1] > middle) & (row[1:] <= middle))
+    edges = falls + (row[falls] - middle) / (row[falls] - row[falls + 1])
+    return float(np.diff(edges).mean())
+
+
+@pytest.mark.parametrize("own", [0.2527, 0.25, 0.3, 0.4925, 0.499])
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_ruler_keeps_its_size(tmp_path, own, levels):
+    """Stripes every 20 µm, scanned at many resolutions, read at 0.5 and at 1.0 µm per pixel."""
+    path = write_slide(tmp_path / "ruler.tif", ruler(1600, 300, 20 / own), own, levels)
+    for mpp in (0.5, 1.0):
+        picture = open_image(path).at(mpp)
+        row = picture.read(0, 10, picture.width, 1)[0, :, 0].astype(float)
+        assert period_of(row) == pytest.approx(20 / mpp, rel=0.01)
+
+
+def test_unequal_resolutions_across_and_down(tmp_path):
+    stripes = ruler(1600, 1200, 80)
+    path = write_slide(tmp_path / "a.tif", stripes.swapaxes(0, 1).copy(), (0.5, 0.25), 1)
+    picture = open_image(path).at(0.5)
+    assert (picture.width, picture.height) == (1200, 800)
+    column = picture.read(5, 0, 1, 800)[:, 0, 0].astype(float)
+    assert period_of(column) == pytest.approx(40, rel=0.01)
+
+
+def test_the_coarsest_level_that_is_fine_enough_is_read(tmp_path):
+    pixels = texture(0, 1030, 1027)  # the levels are not whole
+    path = write_slide(tmp_path / "a.tif", pixels, 0.25)
+    for mpp, level, step in (
+        (0.25, None, 1),
+        (0.4, 0, 1.6),
+        (0.5, 1, 2),
+        (0.9, 1, 3.6),
+        (4.0, 2, 16),
+    ):
+        picture = open_image(path).at(mpp)
+        assert picture.about.get("level") == level
+        assert (picture.width, picture.height) == (int(1027 / step), int(1030 / step))
+        found = picture.read(0, 0, picture.width, picture.height)
+        box = (0, 0, picture.width * step, picture.height * step)
+        expected = Image.fromarray(pixels).resize(
+            (picture.width, picture.height), Image.Resampling.LANCZOS, box=box
+        )
+        assert np.abs(found.astype(int) - np.asarray(expected)).mean() < 2.5
+        inside = picture.read(3, 5, 40, 30)
+        assert np.abs(inside.astype(int) - found[5:35, 3:43]).max() <= 2  # rounding
+
+
+def test_a_slide_that_does_not_say_its_resolution(tmp_path):
+    path = write_slide(tmp_path / "a.tif", texture(0, 300, 300), None)
+    with pytest.raises(InputError, match="a.tif does not say its µm per pixel.*--source_mpp"):
+        open_image(path).at(0.5)
+    assert open_image(path).at(0.5, 0.25).width == 150
+
+
+def test_a_raster_is_read_on_the_ground(tmp_path):
+    pixels = texture(1, 600, 900)
+    path = write_raster(tmp_path / "scene.tif", pixels.transpose(2, 0, 1), 15)
+    picture = open_image(path)
+    assert picture.mpp == pytest.approx(15e6) and picture.about["crs"] == "EPSG:32721"
+    np.testing.assert_array_equal(picture.read(100, 200, 300, 250), pixels[200:450, 100:400])
+    coarse = picture.at(30e6)
+    assert (coarse.width, coarse.height) == (450, 300)
+    with pytest.raises(InputError, match="coarser"):
+        picture.at(1e7)
+
+
+def test_overviews_of_a_raster_are_its_levels(tmp_path):
+    pixels = texture(1, 640, 960)
+    path = write_raster(tmp_path / "scene.tif", pixels.transpose(2, 0, 1), 15)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2, 4], rasterio.enums.Resampling.average)
+    picture = open_image(path)
+    assert picture.downsamples == (1, 2, 4)
+    found = picture.at(60e6)
+    assert found.about["level"] == 2
+    expected = Image.fromarray(pixels).resize((240, 160), Image.Resampling.BOX)
+    difference = found.read(0, 0, 240, 160).astype(int) - np.asarray(expected)
+    assert np.abs(difference).max() <= 2
+
+
+def test_bands_and_values_of_a_raster(tmp_path):
+    rng = np.random.default_rng(0)
+    bands = rng.integers(0, 3000, (5, 300, 300), np.uint16)
+    path = write_raster(tmp_path / "scene.tif", bands, 10)
+    with pytest.raises(InputError, match=r"samples of uint16; .*value_range=\(0, 3000\)"):
+        open_image(path)
+    with pytest.raises(InputError, match=r"5 bands, expected \[8, 3, 2\]"):
+        open_image(path, bands=(8, 3, 2), value_range=(0.0, 3000.0))
+    found = open_image(path, bands=(4, 3, 2), value_range=(500.0, 2500.0)).read(0, 0, 300, 300)
+    expected = np.clip((bands[[3, 2, 1]].astype(float) - 500) / 2000, 0, 1) * 255
+    assert np.abs(found - expected.transpose(1, 2, 0)).max() <= 0.51
+
+
+def test_degrees_are_no_resolution(tmp_path):
+    path = write_raster(tmp_path / "a.tif", np.zeros((3, 64, 64), np.uint8), 1e-4, "EPSG:4326")
+    assert open_image(path).mpp is None
+
+
+@pytest.mark.parametrize("says", ["the file", "the recipe"])
+def test_patches_without_data_are_left_out(tmp_path, says):
+    pixels = texture(1, 256, 256).copy()
+    pixels[pixels.min(-1) == 0] = 1
+    pixels[:, 130:] = 0
+    bands = pixels.transpose(2, 0, 1)
+    options = {"nodata": 0} if says == "the file" else {}
+    path = write_raster(tmp_path / "scene.tif", bands, 30, **options)
+    Image.fromarray(pixels).save(tmp_path / "scene.png")
+    nodata = None if says == "the file" else 0
+    files = [path] if says == "the file" else [path, tmp_path / "scene.png"]
+    for file in files:
+        picture = open_image(file, nodata=nodata)
+        assert {(p.x, p.y) for p in tissue_patches(picture, 64, 64, 0.0)} == {
+            (x, y) for x in (0, 64) for y in (0, 64, 128, 192)
+        }
+        assert len([*tissue_patches(picture, 64, 64, 0.0, max_nodata=0.98)]) == 12
+        white = picture.read(192, 0, 64, 64)
+        assert white.min() == 255
+
+
+def test_a_raster_that_ends_too_soon_is_told(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (3, 512, 512), np.uint8)
+    path = write_raster(tmp_path / "scene.tif", noise, 30)
+    path.write_bytes(path.read_bytes()[:300_000])
+    with pytest.raises(InputError, match="scene.tif cannot be read"):
+        open_image(path).read(0, 0, 512, 512)
