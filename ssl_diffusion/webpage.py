@@ -96,11 +96,17 @@ def details(text: str, value: Any) -> str:
     return f"<details><summary>{escape(text)}</summary><pre>{escape(shown)}</pre></details>\n"
 
 
-def image(data: bytes, alt: str, width: int, height: int, title: str = "") -> str:
-    """An inlined PNG or JPEG of `width` x `height` px; `title` appears under the pointer."""
-    tip = f' title="{escape(title)}"' if title else ""
+def image(
+    data: bytes, alt: str, width: int, height: int, *, title: str = "", kind: str = ""
+) -> str:
+    """An inlined PNG or JPEG of `width` x `height` px.
+
+    `title` appears under the pointer, `kind` is its class in the style sheet.
+    """
+    more = f' title="{escape(title)}"' if title else ""
+    more += f' class="{kind}"' if kind else ""
     return (
-        f'<img alt="{escape(alt)}"{tip} width="{width}" height="{height}" src="{data_url(data)}">'
+        f'<img alt="{escape(alt)}"{more} width="{width}" height="{height}" src="{data_url(data)}">'
     )
 
 
