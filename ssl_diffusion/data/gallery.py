@@ -28,8 +28,8 @@ DRAWN = 5_000  # patches of one source, at most: each is a record to be read
 THUMBNAIL_PX = 320
 EMBEDDINGS = 3_000
 NO_LABEL = "no label"
-OPACITY = 0.45  # of the tint over a thumbnail
-COLOURS = {"train": "#0072b2", "val": "#f0b400", "test": "#00a878"}
+OPACITY = 0.35  # of the tint over a thumbnail
+COLOURS = {"train": "#0072b2", "val": "#00a878", "test": "#ff7a00"}
 GROUP_COLOURS = (
     *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"),
     *("#8c564b", "#e377c2", "#bcbd22", "#17becf", "#3b3fb8"),
@@ -161,8 +161,10 @@ def _source_caption(records: Records, source: Mapping[str, Any]) -> str:
         facts.append(source["label"])
     if source.get("width"):
         size = f"{source['width']:,} × {source['height']:,} px"
-        unit = records.metadata.get("unit", "µm")
-        facts.append(size + (f" at {source['mpp']:g} {unit}" if source.get("mpp") else ""))
+        if source.get("mpp"):
+            resolution, unit = in_unit(source["mpp"], records)
+            size += f" at {resolution:g} {unit} per px"
+        facts.append(size)
     lines = "<br>".join(escape(fact) for fact in facts)
     return f"<figcaption><b>{escape(source['source'])}</b><br>{lines}</figcaption>"
 
@@ -224,6 +226,11 @@ def _groups(names: np.ndarray) -> tuple[np.ndarray, list[str], str]:
 
 def _key(colour: str, text: str) -> str:
     return f'<span class="key"><i style="background: {colour}"></i>{escape(text)}</span>'
+
+
+def in_unit(mpp: float, records: Records) -> tuple[float, str]:
+    """A resolution as people say it: in metres where the records say so, or 1e4 µm are reached."""
+    return (mpp / 1e6, "m") if mpp >= 1e4 else (mpp, records.metadata.get("unit", "µm"))
 
 
 def classes(records: Records) -> list[str]:

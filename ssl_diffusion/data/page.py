@@ -13,7 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ssl_diffusion.data.gallery import NO_LABEL, contact_sheets, embedding_plots, source_cards
+from ssl_diffusion.data.gallery import (
+    NO_LABEL,
+    contact_sheets,
+    embedding_plots,
+    in_unit,
+    source_cards,
+)
 from ssl_diffusion.data.origins import SPLITS
 from ssl_diffusion.data.records import Records, open_records
 from ssl_diffusion.errors import InputError
@@ -21,9 +27,11 @@ from ssl_diffusion.files import replacing
 from ssl_diffusion.webpage import details, document, facts, section, table
 
 LISTED = 50  # failed sources
+ELSEWHERE = ("patch_px", "mpp", "unit", "recipe", "classes", "label_counts", "duplicates")
 LONGEST = 120  # characters of a setting that is shown in the table
 STYLE = """
 .wide { overflow-x: auto; }
+.wide td { padding-top: 5px; padding-bottom: 5px; }
 .wide td, .wide th { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .wide td:last-child { white-space: normal; }
 .columns { grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
@@ -71,8 +79,10 @@ def write_page(folder: Path) -> Path:
         ),
     ]
     path = folder / "index.html"
+    html = document(f"Records: {name}", STYLE, "".join(parts))
     with replacing(path) as temporary:
-        temporary.write_text(document(f"Records: {name}", STYLE, "".join(parts)), encoding="utf-8")
+        # A file name need not be text; it is no reason to have no page.
+        temporary.write_text(html, encoding="utf-8", errors="replace")
     return path
 
 
@@ -81,7 +91,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8")  # of which other line ends may be in names
+        return [json.loads(line) for line in text.split("\n") if line]
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not one JSON object per line ({error})") from None
 
@@ -89,19 +100,20 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _head(name: str, records: Records, splits: Sequence[str], sources: int) -> str:
     total = sum(records.count(split) for split in splits)
     about = records.metadata
-    resolution, unit = about.get("mpp"), about.get("unit", "µm")
-    size = f"{about['patch_px']} px"
-    if resolution:
+    size, told = f"{about['patch_px']} px", "not known"
+    if about.get("mpp"):
+        resolution, unit = in_unit(about["mpp"], records)
         size += f" ({about['patch_px'] * resolution:g} {unit})"
+        told = f"{resolution:g} {unit} per px"
     known = {
         "patch": size,
-        "resolution": f"{resolution:g} {unit} per px" if resolution else "not known",
+        "resolution": told,
         "encoder": about["recipe"].get("encoder") or "none",
         "autoencoder": about["recipe"].get("autoencoder") or "none",
     }
     # What else they were made by, whatever it is called. Hashes and what is long or shown elsewhere
     # are in the description at the end.
-    elsewhere = {"patch_px", "mpp", "unit", "recipe", "duplicates", "label_counts", *known}
+    elsewhere = {*known, *ELSEWHERE}
     rest = {
         key.replace("_", " "): _words(value)
         for key, value in (about["recipe"] | about).items()
@@ -122,7 +134,9 @@ def _words(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_words(part)}" for name, part in value.items())
+    return ", ".join(map(_words, value)) if isinstance(value, list) else str(value)
 
 
 def _counts(records: Records, splits: Sequence[str]) -> str:
