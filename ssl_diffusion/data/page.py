@@ -33,7 +33,7 @@ STYLE = """
 .wide { overflow-x: auto; }
 .wide td { padding-top: 5px; padding-bottom: 5px; }
 .wide td, .wide th { white-space: nowrap; font-variant-numeric: tabular-nums; }
-.wide td:last-child { white-space: normal; }
+li { overflow-wrap: anywhere; }
 .columns { grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
 .run td:first-child { width: 40%; }
 h3 { font-size: 17px; font-weight: 600; margin: 26px 0 6px; }
@@ -169,13 +169,15 @@ def _failed(lines: Sequence[Mapping[str, Any]]) -> str:
     if not lines:
         return ""
     more = f" The first {LISTED} are listed." if len(lines) > LISTED else ""
+    items = "".join(
+        f"<li><b>{escape(line['source'])}</b>: {escape(line['reason'])} "
+        f'<span class="soft">{escape(line["path"])}</span></li>\n'
+        for line in lines[:LISTED]
+    )
     return section(
         "Failed sources",
         f"{len(lines):,} could not be used; nothing of them is in the records.{more}",
-        table(
-            ("Source", "File", "Reason"),
-            [[line[key] for key in ("source", "path", "reason")] for line in lines[:LISTED]],
-        ),
+        f"<ul>{items}</ul>",
     )
 
 
