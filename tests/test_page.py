@@ -303,14 +303,17 @@ def test_sizes_are_in_the_unit_of_the_records(known, size, resolution, tmp_path)
     assert ["patch", size] in rows and ["resolution", resolution] in rows
 
 
-def test_principal_components_find_the_plane_and_its_shares():
+def test_principal_components_find_the_plane_its_shares_and_its_sign():
     rng = np.random.default_rng(0)
-    angle = rng.uniform(-0.2, 0.2, 500)
-    flat = np.stack([np.ones(500), np.zeros(500), np.tan(angle), np.zeros(500)], axis=1)
-    points, (first, second) = principal_components(flat * rng.uniform(1, 9, (500, 1)))
-    assert first > 0.99 and first + second == pytest.approx(1, abs=1e-5)
-    assert np.corrcoef(points[:, 0], angle)[0, 1] > 0.999  # its sign too; lengths do not count
-    assert np.abs(points.mean(axis=0)).max() < 1e-5
+    for column in (1, 2, 3):
+        for sign in (1, -1):  # which way an SVD points is chance: not here
+            angle = sign * rng.uniform(-0.2, 0.3, 200)
+            flat = np.zeros((200, 4))
+            flat[:, 0], flat[:, column] = np.cos(angle), np.sin(angle)
+            points, (first, second) = principal_components(flat * rng.uniform(1, 9, (200, 1)))
+            assert first > 0.99 and first + second == pytest.approx(1, abs=1e-5)
+            assert np.corrcoef(points[:, 0], angle)[0, 1] > 0.999  # lengths do not count
+            assert np.abs(points.mean(axis=0)).max() < 1e-5
 
 
 def test_embeddings_that_are_not_finite_are_told(folder, monkeypatch):
