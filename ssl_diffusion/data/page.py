@@ -47,7 +47,7 @@ h3 { font-size: 17px; font-weight: 600; margin: 26px 0 6px; }
 .sources { display: grid; gap: 26px 22px; align-items: end; margin-top: 14px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 260px), 1fr)); }
 .sources figcaption { margin: 8px 0 0; overflow-wrap: anywhere; }
-.sources .picture { max-width: 100%; background: var(--line); }
+.sources .picture { max-width: 100%; background: #e4deda; }
 .sources .picture img { position: absolute; inset: 0; width: 100%; height: 100%; }
 .tint { image-rendering: pixelated; }
 #tint:not(:checked) ~ .sources .tint { display: none; }
