@@ -45,6 +45,7 @@ def finish(
         "split_sha256": recipe["split_sha256"],
         "image": _image(recipe["jpeg_quality"]),
         "classes": list(job.collection.classes),
+        "label_counts": _labels([done.labels for _, done in parts]),
         "layout": job.collection.layout,
         "duplicates": duplicates,
         **settings,
@@ -118,6 +119,15 @@ def find_duplicates(job: Job, folders: list[Path]) -> dict[str, Any]:
         "records": len(later),
         "across_splits": len(across),
         "examples": [[told(int(first[place])), told(int(place))] for place in shown],
+    }
+
+
+def _labels(parts: list[dict[str, list[int]]]) -> dict[str, list[int]]:
+    """By split: how many records have each class, and at the end how many have none."""
+    splits = [split for split in SPLITS if any(split in part for part in parts)]
+    return {
+        split: np.sum([part[split] for part in parts if split in part], axis=0).tolist()
+        for split in splits
     }
 
 

@@ -7,7 +7,7 @@ It appears whole or not at all.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,13 @@ class Done:
       shards: as `writer.ShardWriter.close` tells them.
       patches: {origin: {split: records}}, of those that could be used.
       failed: {origin: reason}, of the others.
+      labels: {split: [records of each class ..., without label]}, where there are classes.
     """
 
     shards: Shards = field(default_factory=dict)
     patches: dict[int, dict[str, int]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    labels: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Progress:
@@ -89,7 +91,7 @@ class Job:
         """What became of a unit that is done."""
         content = read_json(self.path(number) / "unit.json", "unit of work")
         by_index = ({int(i): value for i, value in content[name].items()} for name in _BY_INDEX)
-        return Done(content["shards"], *by_index)
+        return Done(content["shards"], *by_index, content["labels"])
 
     def do(self, number: int, cutters: Cutters, progress: Progress) -> None:
         """Does one unit.
@@ -138,6 +140,9 @@ class Job:
                 own = {name: array[row] for name, array in fields.items()}
                 record = self._record(index, example, layout, classes) | own
                 writer.add(split, record)
+                if classes:
+                    counted = done.labels.setdefault(split, [0] * (len(classes) + 1))
+                    counted[record["label"]] += 1  # -1, for none, is the last
             progress.advance(0, len(batch))
         done.shards = writer.close()
         names = ("digest", "origin", "x", "y", "split")
@@ -145,8 +150,7 @@ class Job:
         columns = list(zip(*kept, strict=True)) or [()] * len(names)
         arrays = map(np.array, columns, types)
         np.savez(folder / "patches.npz", **dict(zip(names, arrays, strict=True)))
-        content = {"shards": done.shards} | {name: getattr(done, name) for name in _BY_INDEX}
-        write_json(folder / "unit.json", content)
+        write_json(folder / "unit.json", asdict(done))
 
     def _record(
         self, index: int, example: dict[str, Any], layout: Layout, classes: dict[str, int]

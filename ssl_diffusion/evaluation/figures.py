@@ -1,16 +1,18 @@
-"""The pictures of the report: labelled rows and sheets (Pillow) and the loss curve (matplotlib)."""
+"""The pictures of the pages: labelled rows and sheets (Pillow), curves and points (matplotlib)."""
 
 import io
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 matplotlib.use("Agg")  # no display on a server
 
 from matplotlib import pyplot  # noqa: E402
 
+MIDDLE = "#85807c"  # is read on white and on black
 INK, PAPER, GAP_PX, TEXT_PX = (38, 34, 32), (255, 255, 255), 12, 15
 
 
@@ -73,6 +75,35 @@ def loss_curve(losses: list[tuple[int, float]]) -> bytes:
     axes.set(xlabel="training step", ylabel="denoising loss")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+    return _png_of(figure)
+
+
+def scatter_plot(
+    points: Float[np.ndarray, "n 2"],
+    groups: Int[np.ndarray, " n"],
+    colours: Sequence[str],
+    axis_labels: tuple[str, str],
+) -> bytes:
+    """PNG of points, each in the colour of its group, on no ground: for a light or a dark page.
+
+    The key to the colours is the page's, which has the font for every name and wraps it. Points
+    are drawn in a random order: no group lies on top of another.
+    """
+    order = np.random.default_rng(0).permutation(len(points))
+    figure, axes = pyplot.subplots(figsize=(5.6, 4.8), dpi=144, layout="constrained")
+    figure.patch.set_alpha(0)
+    axes.patch.set_alpha(0)
+    shown = np.array(colours)[groups[order]]
+    axes.scatter(*points[order].T, c=shown, s=11, alpha=0.75, linewidths=0)
+    axes.set_xlabel(axis_labels[0], fontsize=12, color=MIDDLE)
+    axes.set_ylabel(axis_labels[1], fontsize=12, color=MIDDLE)
+    axes.tick_params(labelsize=10, color=MIDDLE, labelcolor=MIDDLE)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color(MIDDLE)
+    return _png_of(figure)
+
+
+def _png_of(figure: pyplot.Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     pyplot.close(figure)

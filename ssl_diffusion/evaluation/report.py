@@ -1,8 +1,6 @@
 """The report as one self-contained HTML page: pictures inlined, nothing loaded from elsewhere."""
 
-import base64
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -13,6 +11,7 @@ from jaxtyping import UInt8
 from ssl_diffusion.evaluation.figures import png_bytes
 from ssl_diffusion.evaluation.style import CSS
 from ssl_diffusion.evaluation.table import ROWS, TITLES, shown
+from ssl_diffusion.webpage import data_url, details, document, facts, image, section
 
 SCALE_BARS_UM = (1000, 500, 200, 100, 50, 20, 10)
 
@@ -61,16 +60,7 @@ def html_page(
         _limits(report),
         _settings(settings),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Images generated from embeddings</title><style>{CSS}</style></head>\n"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
-
-
-def _section(title: str, intro: str, body: str = "") -> str:
-    return f"<section><h2>{title}</h2>\n<p>{intro}</p>\n{body}</section>\n"
+    return document("Images generated from embeddings", CSS, "".join(sections))
 
 
 def _summary(report: Mapping[str, Any]) -> str:
@@ -112,7 +102,7 @@ def _large_image(large: LargeImage) -> str:
         for title, meaning, pixels in pictures
     )
     seen = {True: ", held out from training", False: ", partly seen in training", None: ""}
-    return _section(
+    return section(
         "A large image",
         f"{escape(large.origin)}; {size}{seen[large.held_out]}. Look for tissue type, staining and "
         "layout, which the embeddings hold; single nuclei are the model's invention.",
@@ -143,7 +133,7 @@ def _pairs(pairs: Sequence[Pair], count: int) -> str:
             f"<span>{shown(numbers, 'nearest', digits=2)}</span></div>\n"
         )
 
-    return _section(
+    return section(
         "Patches",
         "Left to right: a <b>real</b> held-out patch, the <b>sample</b> generated from its "
         "embedding and the <b>nearest training patch</b>. Below the last two, the similarity to "
@@ -154,13 +144,13 @@ def _pairs(pairs: Sequence[Pair], count: int) -> str:
 
 
 def _numbers(report: Mapping[str, Any]) -> str:
-    lines, section = [], None
+    lines, current = [], None
     for row in ROWS:
         if not row.present(report):
             continue
-        if row.section != section:
-            section = row.section
-            title = f"{TITLES[section]} {_sizes(section, report[section])}"
+        if row.section != current:
+            current = row.section
+            title = f"{TITLES[current]} {_sizes(current, report[current])}"
             lines.append(f'<tr class="section"><td colspan="4">{title}</td></tr>')
         controls = "".join(
             f"<dt>{escape(label)}</dt><dd>{value}</dd>"
@@ -170,7 +160,7 @@ def _numbers(report: Mapping[str, Any]) -> str:
             f'<tr><td>{escape(row.label)}</td><td class="value">{row.value(report)}</td>'
             f'<td class="controls"><dl>{controls}</dl></td><td>{escape(row.meaning)}</td></tr>'
         )
-    return _section(
+    return section(
         "Numbers",
         "Each beside what it has to be compared with. ± is one standard error over the images; it "
         "does not hold the luck of a training run.",
@@ -200,28 +190,20 @@ def _sizes(section: str, numbers: Mapping[str, Any]) -> str:
 def _training(train: Mapping[str, Any], loss_png: bytes) -> str:
     rate = train["images_per_second"]  # None for a run too short to time
     speed = f" at {rate:.0f} images per second" if rate else ""
-    return _section(
+    return section(
         "Training",
         f"{train['steps']:,} steps{speed}; final loss {train['final_loss']:.4f}.",
-        f'<img class="loss" alt="training loss over the step" src="{_data_url(loss_png)}">',
+        f'<img class="loss" alt="training loss over the step" src="{data_url(loss_png)}">',
     )
 
 
 def _run(report: Mapping[str, Any]) -> str:
-    def table(title: str, rows: Mapping[str, Any]) -> str:
-        cells = "".join(
-            f"<tr><td>{escape(name)}</td><td>{escape(_plain(value))}</td></tr>"
-            for name, value in rows.items()
-            if value is not None
-        )
-        return f'<table class="run"><tr><th colspan="2">{title}</th></tr>{cells}</table>'
-
-    return _section(
+    return section(
         "Time and machine",
         "Seconds of each stage, and the machine that made this report.",
-        f'<div class="columns"><div>{table("Seconds", report["seconds"])}</div>'
-        f"<div>{table('Hardware', report['hardware'])}</div>"
-        f"<div>{table('Versions', report['versions'])}</div></div>",
+        f'<div class="columns"><div>{facts("Seconds", report["seconds"])}</div>'
+        f"<div>{facts('Hardware', report['hardware'])}</div>"
+        f"<div>{facts('Versions', report['versions'])}</div></div>",
     )
 
 
@@ -244,36 +226,14 @@ def _limits(report: Mapping[str, Any]) -> str:
             "embedding. A high similarity alone is no achievement: read it beside Copying.",
         )
     items = "".join(f"<li>{escape(point)}</li>" for point in points)
-    return _section("Limits", "What these numbers do not show.", f"<ul>{items}</ul>")
+    return section("Limits", "What these numbers do not show.", f"<ul>{items}</ul>")
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    blocks = "".join(
-        f"<details><summary>{escape(name)}</summary><pre>"
-        f"{escape(json.dumps(_short(value), indent=2, ensure_ascii=False))}</pre></details>\n"
-        for name, value in settings.items()
-    )
-    return _section("Settings", "Everything that was set, as the commands recorded it.", blocks)
-
-
-def _short(value: Any) -> Any:
-    """Settings without long vectors: a model.json holds the mean embedding."""
-    if isinstance(value, Mapping):
-        return {name: _short(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return f"{len(value)} numbers" if len(value) > 16 else [_short(item) for item in value]
-    return value
-
-
-def _plain(value: Any) -> str:
-    return f"{value:,.1f}" if isinstance(value, float) else str(value)
+    blocks = "".join(details(name, value) for name, value in settings.items())
+    return section("Settings", "Everything that was set, as the commands recorded it.", blocks)
 
 
 def _image(pixels: UInt8[np.ndarray, "h w 3"], alt: str) -> str:
     height, width = pixels.shape[:2]
-    url = _data_url(png_bytes(pixels))
-    return f'<img alt="{escape(alt)}" width="{width}" height="{height}" src="{url}">'
-
-
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    return image(png_bytes(pixels), alt, width, height)
