@@ -44,7 +44,7 @@ class Form:
     patch_px: int
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _opened(origin: Origin) -> Opened:
     return origin.open()
 
