@@ -8,7 +8,7 @@ Nothing that is read depends on which process reads it, or when.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -41,6 +41,7 @@ class Example(TypedDict, total=False):
     latent_std: np.ndarray
 
 
+@runtime_checkable
 class Opened(Protocol):
     """An origin that is being read.
 
@@ -60,6 +61,7 @@ class Opened(Protocol):
         ...
 
 
+@runtime_checkable
 class Origin(Protocol):
     """Something to cut.
 
