@@ -1,6 +1,7 @@
 """Patches as somebody else left them, and what is read of them again."""
 
 import io
+import json
 import pickle
 from pathlib import Path
 
@@ -42,11 +43,13 @@ def read(source: Path | str, **more) -> tuple[Collection, list[dict]]:
     What every origin promises is checked on the way.
     """
     collection = find(section(source, **more))
+    json.dumps(collection.settings)
     names = [origin.name for origin in collection.origins]
     assert len(names) == len({*names})
     examples = []
     for origin in collection.origins:
         opened = pickle.loads(pickle.dumps(origin)).open()
+        json.dumps(opened.about)
         cut = [example for row in range(opened.rows) for example in opened.cut(row)]
         assert len(cut) <= opened.most and {e["split"] for e in cut} <= {origin.split}
         shapes = {e["embedding"].shape for e in cut if "embedding" in e}

@@ -144,9 +144,10 @@ def test_features_in_several_files_have_to_be_named(brca):
     save_features(brca / "ssl_features" / "features_ibot.h5", feat_20x=FEATURES[:, :3])
     with pytest.raises(InputError, match="2 have feat_20x; name one in config.data.features"):
         read(brca)
-    assert read(brca, features="ssl_features/features_ibot.h5")[0].embedding == (1, 3)
-    with pytest.raises(InputError, match="expected a path below"):
-        read(brca, features="../features.h5")
+    named = str(brca / "ssl_features" / "features_ibot.h5")
+    assert read(brca, features=named)[0].embedding == (1, 3)
+    with pytest.raises(InputError, match="none.h5 cannot be read"):
+        read(brca, features=str(brca / "none.h5"))
 
 
 def test_damaged_files_are_named(brca):

@@ -133,6 +133,16 @@ def test_other_sizes_and_features_are_refused(tmp_path):
         read(folder)
 
 
+def test_shards_stay_in_the_folder(tmp_path):
+    folder = write(tmp_path / "1.0.0")
+    path = folder / "dataset_info.json"
+    path.write_text(path.read_text().replace("{DATASET}-", "../{DATASET}-"))
+    for shard in folder.glob("tiles-*"):
+        shard.rename(tmp_path / shard.name)
+    with pytest.raises(InputError, match="is missing in"):
+        read(folder)
+
+
 def test_damage_is_named(tmp_path):
     folder = as_tfrecords(write(tmp_path / "1.0.0"))
     path = next(folder.glob("*train*00001*"))
@@ -148,7 +158,7 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(InputError, match="has 7 records, found 6"):
         read(folder)
     path.unlink()
-    with pytest.raises(InputError, match="is missing, a shard of split train"):
+    with pytest.raises(InputError, match="is missing in .* a shard of split train"):
         read(folder)
 
 

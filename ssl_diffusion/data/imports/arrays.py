@@ -3,8 +3,11 @@
 Pickles are refused, and so are HDF5 data sets whose values lie in other files.
 """
 
+import tokenize
 import zipfile
-from pathlib import Path, PurePosixPath
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,6 +15,10 @@ from jaxtyping import Float, Int
 
 from ssl_diffusion.errors import InputError
 
+DAMAGED = (  # what numpy raises for files that are not what they seem
+    *(OSError, ValueError, TypeError, EOFError, MemoryError, RecursionError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 PICKLED = ("pickle", "Object arrays", "Python objects")  # in what numpy says of such a file
 
 
@@ -20,13 +27,18 @@ def inside(folder: str | Path, name: str, said_by: str | Path) -> Path:
 
     Links are followed: what a user links into a folder belongs there.
     """
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+    check_path(folder, name, said_by)
+    return Path(folder, name)
+
+
+def check_path(folder: str | Path, name: str, said_by: str | Path) -> None:
+    """Raises what `inside` raises. Lists are long: no path is made."""
+    parts = name.split("/")
+    if not parts[0] or ".." in parts or "\\" in name or "\0" in name:
         raise InputError(
             f"{said_by} names {name[:80]!r}, expected a path below {folder}; name files "
             "relative to that folder"
         )
-    return Path(folder, *parts)
 
 
 def read_npy(path: str | Path, mapped: bool = False) -> np.ndarray:
@@ -38,7 +50,7 @@ def read_npy(path: str | Path, mapped: bool = False) -> np.ndarray:
             return np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; expected an array of numpy") from None
-    except (OSError, ValueError, EOFError) as error:
+    except DAMAGED as error:
         raise _unreadable(path, error) from None
 
 
@@ -47,7 +59,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise _unreadable(path, error) from None
 
 
@@ -71,6 +83,14 @@ def open_h5(path: str | Path) -> h5py.File:
         return h5py.File(path, "r", locking=False)  # file systems mounted to be read have no locks
     except (OSError, RuntimeError) as error:
         raise InputError(f"{path} cannot be read as HDF5 ({error}); copy it again") from None
+
+
+def holds(file: h5py.File, names: Iterable[str]) -> bool:
+    """Whether an HDF5 file has all these entries; InputError if it is damaged."""
+    try:
+        return all(name in file for name in names)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{file.filename} cannot be read as HDF5 ({error})") from None
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:

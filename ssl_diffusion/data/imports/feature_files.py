@@ -200,21 +200,22 @@ def _folders(root: Path) -> list[Path]:
     """Folders at or below `root` whose first HDF5 file that can be read holds features."""
     if root.is_file():
         return [root.parent] if _holds_features(root) else []
-    firsts: dict[Path, bool] = {}
+    firsts: dict[Path, bool | None] = {}
     for path in (root / name for name in walk(root, (".h5",))):
-        if not firsts.get(path.parent) and not path.parent.name.startswith(WHOLE_SLIDES):
+        if path.parent.name.startswith(WHOLE_SLIDES):
+            continue
+        if firsts.get(path.parent) is None:
             firsts[path.parent] = _holds_features(path)
     return sorted(folder for folder, holds in firsts.items() if holds)
 
 
-def _holds_features(path: Path) -> bool:
-    if not h5py.is_hdf5(path):
-        return False
+def _holds_features(path: Path) -> bool | None:
+    """None if nobody can say: the file is no HDF5, or damaged."""
     try:
         with arrays.open_h5(path) as file:
-            return "features" in file and "coords" in file
+            return arrays.holds(file, ("features", "coords"))
     except InputError:
-        return False
+        return None
 
 
 def _checked(file: h5py.File) -> tuple[h5py.Dataset, h5py.Dataset]:

@@ -31,12 +31,12 @@ def said_side(coords: h5py.Dataset, beside: tuple[str, ...]) -> int:
 
     Files `beside` are believed if they hold the same coordinates.
     """
-    said = [dict(coords.attrs)]
+    said = [_attributes(coords)]
     for path in beside:
         with arrays.open_h5(path) as file:
             other = arrays.dataset(file, "coords")
             if np.array_equal(corners_of(other), corners_of(coords)):
-                said.append(dict(other.attrs))
+                said.append(_attributes(other))
     for attributes in said:
         try:
             side = _side(attributes)
@@ -49,6 +49,15 @@ def said_side(coords: h5py.Dataset, beside: tuple[str, ...]) -> int:
         f"{sorted(said[0])}); give it in pixels of the slide's finest level: "
         "config.data.patch_size_level0"
     )
+
+
+def _attributes(coords: h5py.Dataset) -> dict[str, Any]:
+    try:
+        return dict(coords.attrs)
+    except (OSError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"attributes of {coords.file.filename} cannot be read ({error}); copy the file again"
+        ) from None
 
 
 def _side(said: dict[str, Any]) -> int | None:

@@ -217,18 +217,18 @@ def _names(file: Path, key: str) -> np.ndarray:
 def _features(root: Path, data: ConfigDict, keys: list[str]) -> str:
     """The one file of features that holds all the keys; "" where there is no file."""
     if data.get("features"):
-        return str(arrays.inside(root, data.features, "config.data.features"))
+        return str(demo.resolve(data.features))
     places = (root, root / "ssl_features", (root / SATELLITE).parent)
     files = [path for place in places for path in sorted(place.glob("*.h5"))]
     holding = []
     for path in files:
         with arrays.open_h5(path) as file:
-            holding += [path] if all(key in file for key in keys) else []
+            holding += [path] if arrays.holds(file, keys) else []
     if len(holding) == 1 or not files:
         return str(holding[0]) if holding else ""
     raise InputError(
         f"{root} holds {', '.join(path.name for path in files)}, of which {len(holding)} have "
-        f"{', '.join(keys)}; name one in config.data.features, relative to that folder"
+        f"{', '.join(keys)}; name one in config.data.features"
     )
 
 
@@ -248,7 +248,7 @@ def _origins(
     slides: dict[str, array] = {}
     for index in indices.tolist():
         name = arrays.text(names[index])
-        arrays.inside(entry.images, name, entry.file)
+        arrays.check_path(entry.images, name, entry.file)
         slides.setdefault(slide_of(name), array("q")).append(index)
     groups = {slide: slide if entry.split else patient_of(slide) for slide in slides}
     drawn = {} if entry.split else draw(groups.values(), data)

@@ -7,6 +7,7 @@ What cvlab-stonybrook/PixCell reads (diffusion/data/datasets/pan_cancer.py) and 
     features/DATA/ORGAN/single_1024/SLIDE/COLUMN_ROW_uni.npy      [tokens, dim] or [dim]
     features/DATA/ORGAN/single_1024/SLIDE/COLUMN_ROW_sd3_vae.npy  [32, h, w] or [2, 16, h, w]
 
+Its index, patches/metadata/patch_names_all.hdf5, names the same patches and is not read.
 Without those two folders the files lie beside the patches (so its README), or below features/. A
 token is the embedding of 256 px, tokens go row by row. The latent is raw: mean, then standard
 deviation, of side / 8. A patch larger than `data.patch_px` is cut into pieces of that size with

@@ -240,9 +240,15 @@ def _open_split(info: tfds.core.DatasetInfo, name: str) -> ArrayRecordDataSource
             f"{info.data_dir} is in {kind} files, expected {' or '.join(READERS)}; prepare it "
             "again with --file_format=array_record"
         )
-    paths = [str(path) for path in split.filepaths]
-    if missing := [path for path in paths if not Path(path).is_file()]:
-        raise InputError(f"{missing[0]} is missing, a shard of split {name}; prepare it again")
+    try:
+        paths = [str(path) for path in split.filepaths]
+    except ValueError as error:  # of the template that file names are made from
+        raise InputError(f"{info.data_dir} has a damaged dataset_info.json ({error})") from None
+    for path in paths:
+        if Path(path).parent != Path(info.data_dir) or not Path(path).is_file():
+            raise InputError(
+                f"{path} is missing in {info.data_dir}, a shard of split {name}; prepare it again"
+            )
     try:
         records = READERS[kind](paths) if paths else TFRecords([])
     except RuntimeError as error:  # all that ArrayRecord raises
