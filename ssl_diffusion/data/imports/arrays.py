@@ -73,8 +73,13 @@ def texts(array: np.ndarray, path: str | Path) -> np.ndarray:
 
 
 def text(value: np.str_ | np.bytes_) -> str:
-    """One element of such a list."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+    """One element of such a list; InputError if that is no text that can be shown."""
+    name = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    if "\ufffd" in name or not name.isprintable():
+        raise InputError(
+            f"a list of file names holds {ascii(name)[:80]}, expected text; save it again"
+        )
+    return name
 
 
 def open_h5(path: str | Path) -> h5py.File:
