@@ -38,7 +38,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.update(
         {
             "dir": "data/bracs/records",
-            "images": "data/bracs/BRACS_RoI/latest_version",
+            "source": "data/bracs/BRACS_RoI/latest_version",
             "instructions": INSTRUCTIONS,
             "source_mpp": 0.25,  # the PNGs do not say it
             "encoder": "weights/hipt",

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from ssl_diffusion import demo
+from ssl_diffusion.data import recipe
 
 # The published U-Net's parts at a small size; the embedding also reaches every residual block
 # through the timestep embedding, which a short training learns to use sooner than cross-attention.
@@ -57,22 +58,19 @@ def get_config(network: str = "unet") -> ConfigDict:
     config.mesh = ConfigDict({"fsdp": 1})  # devices over which parameters and moments are split
 
     config.data = ConfigDict(
-        {
+        recipe.section()
+        | {
             "dir": "data/demo",
             "mix": (),  # ((dir, weight), ...) to train on several record sets
-            "images": demo.SLIDE,
+            "source": demo.SLIDE,
             "split": demo.SPLIT,
             "patch_px": 64,
             "mpp": 0.5,
-            "source_mpp": placeholder(float),  # for images that do not say it
             "stride_px": 16,
             "min_saturation": 0.12,
             "encoder": demo.ENCODER,
             "autoencoder": demo.AUTOENCODER,
             "input": "latent",  # or "image": encoded on the device
-            "variants": 1,  # symmetries of a training patch that are records of their own
-            "posterior": False,
-            "patch_tokens": False,
             "tokens": {"count": 16, "dim": 192},  # the encoder's, where patch_tokens is set
             "embedding": {"tokens": 1, "dim": 192},
             "latent": {"channels": 6, "factor": 4},

@@ -10,9 +10,9 @@ patches, each as its mean colour 14.3 dB (README).
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from ssl_diffusion import demo
+from ssl_diffusion.data import recipe
 
 
 def get_config() -> ConfigDict:
@@ -30,18 +30,16 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({"fsdp": 1})
 
     config.data = ConfigDict(
-        {
+        recipe.section()
+        | {
             "dir": "data/demo_patches",
             "mix": (),
-            "images": demo.SLIDE,
+            "source": demo.SLIDE,
             "split": demo.SPLIT,
             "patch_px": 64,
             "mpp": 0.5,
-            "source_mpp": placeholder(float),  # for images that do not say it
             "stride_px": 16,
             "min_saturation": 0.12,
-            "encoder": "",
-            "autoencoder": "",
             "workers": 0,  # processes that read; 0 reads in the main one
         }
     )

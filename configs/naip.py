@@ -33,7 +33,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.update(
         {
             "dir": "data/naip/records",
-            "images": "data/naip/images",
+            "source": "data/naip/images",
             "instructions": INSTRUCTIONS,
             "mpp": 1e6,
             "source_mpp": 1e6,

@@ -36,7 +36,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.update(
         {
             "dir": "data/pancancer/records",
-            "images": "data/pancancer/slides",
+            "source": "data/pancancer/slides",
             "instructions": INSTRUCTIONS,
             "encoder": "weights/uni2h",
             "autoencoder": "weights/sd3_vae",

@@ -35,7 +35,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.update(
         {
             "dir": "data/tcga_brca/records_20x",
-            "images": "data/tcga_brca/slides",
+            "source": "data/tcga_brca/slides",
             "instructions": INSTRUCTIONS,
             "encoder": "weights/hipt",
             "tokens": {"count": 256, "dim": 384},

@@ -34,7 +34,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.update(
         {
             "dir": "data/tcga_brca/records_5x",
-            "images": "data/tcga_brca/slides",
+            "source": "data/tcga_brca/slides",
             "instructions": INSTRUCTIONS,
             "mpp": 2.0,
             "encoder": "weights/ctranspath",

@@ -33,7 +33,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.update(
         {
             "dir": "data/tcga_crc/records",
-            "images": "data/tcga_crc/slides",
+            "source": "data/tcga_crc/slides",
             "instructions": INSTRUCTIONS,
             "encoder": "weights/ibot",
         }

@@ -22,8 +22,9 @@ from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
 from ssl_diffusion import cli, demo
+from ssl_diffusion.data.picture import Picture
 from ssl_diffusion.data.records import Records, Source, open_records
-from ssl_diffusion.data.slides import Picture, open_image
+from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.data.split import read_split
 from ssl_diffusion.encoders.augment import views_of
 from ssl_diffusion.errors import InputError

@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 import ssl_diffusion
 from ssl_diffusion import cli
-from ssl_diffusion.data.slides import Picture, open_image
+from ssl_diffusion.data.picture import Picture
+from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.devices import join_processes
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import remove, write_json

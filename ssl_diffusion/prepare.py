@@ -1,272 +1,296 @@
-"""Images -> records: `python -m ssl_diffusion.prepare --config=configs/demo.py [--output=DIR]`.
+"""Slides, rasters, images and data sets that others cut -> records.
 
-Cuts tissue patches, embeds and encodes them in batches, and writes a TFDS data set in ArrayRecord
-files. Nothing holds the data set in memory. The folder appears whole or not at all; an existing one
-that was made by the same recipe is kept as it is.
+python -m ssl_diffusion.prepare --source=SLIDES --output=DIR [--patch_px=256 --mpp=0.5 ...]
+python -m ssl_diffusion.prepare --config=configs/bracs.py [--output=DIR]
+
+Cuts patches, embeds and encodes them, and writes a TFDS data set in ArrayRecord files, with a page
+to look at (DIR/index.html). What is recognised as a source, and every setting, is in the README;
+a flag goes before the config's `data` section. The data set appears whole or not at all; work that
+was stopped goes on when the command is given again, and is shared by processes and hosts that see
+the same folder with --shard=0/4 to --shard=3/4. Sources that cannot be used are listed in
+DIR/failed.jsonl, and the exit code is then 3.
 """
 
 import hashlib
-import itertools
 import json
 import logging
+import os
 import shutil
-from collections.abc import Iterator
-from functools import partial
+import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from absl import flags
-from jaxtyping import Array, Float, PyTree, UInt8
 from ml_collections import ConfigDict, config_flags
-from tqdm import tqdm
 
 from ssl_diffusion import cli, demo
-from ssl_diffusion.data.patches import symmetry
-from ssl_diffusion.data.records import RecordsWriter, open_records
-from ssl_diffusion.data.slides import open_image
-from ssl_diffusion.data.sources import SPLITS, find_images, recipe_of, split_patches
-from ssl_diffusion.data.split import Split, draw_split, read_split
-from ssl_diffusion.encoders.encoder import SSLEncoder
+from ssl_diffusion.data import recipe as recipes
+from ssl_diffusion.data.beam import share
+from ssl_diffusion.data.collect import collect
+from ssl_diffusion.data.cutting import Cutters, Form
+from ssl_diffusion.data.encoding import Encoding
+from ssl_diffusion.data.finish import finish, read_failed
+from ssl_diffusion.data.origins import Collection
+from ssl_diffusion.data.page import write_page
+from ssl_diffusion.data.plan import check_usable, expected, make_plan, read_plan, write_plan
+from ssl_diffusion.data.records import open_records
+from ssl_diffusion.data.work import Job, Progress
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.files import replacing, sha256, write_json
-from ssl_diffusion.models.autoencoder import Autoencoder
-from ssl_diffusion.weights.folder import SPEC, WEIGHTS, copy_model
-from ssl_diffusion.weights.model import CHUNK, FirstStage, load_autoencoder, load_encoder
+from ssl_diffusion.files import read_json, remove, sha256, write_json
+from ssl_diffusion.weights.folder import SPEC, WEIGHTS
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file; its `data` section is the recipe.", flag_values=FLAGS
 )
 OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder of the records; config.data.dir by default.", flag_values=FLAGS
+    "output", None, "folder of the records; config.data.dir by default", flag_values=FLAGS
 )
-
-BATCH = 256
-VARIANTS = (1, 2, 4, 8)
+WORKERS = flags.DEFINE_integer(
+    "workers",
+    os.cpu_count() if (os.cpu_count() or 1) > 1 else 0,
+    "processes that cut; 0 cuts in the one that embeds",
+    lower_bound=0,
+    flag_values=FLAGS,
+)
+SHARD = flags.DEFINE_string(
+    "shard", "0/1", "which part of the work is this process's, from 0/n", flag_values=FLAGS
+)
+BEAM = flags.DEFINE_string(
+    "beam",
+    None,
+    "share the work by Apache Beam, with these options of its pipeline, as --runner=DirectRunner",
+    flag_values=FLAGS,
+)
+OWN = {  # entries of the recipe that have a flag of their own
+    "source": "slide, raster or image, a folder of them, a layout, or tfds:NAME",
+    "manifest": "CSV file with file, and split, label, text, group, mpp where there are",
+    "split": "folders, manifest, sources, blocks, or a split file; told by the source otherwise",
+    "slides": "folder of the slides that embeddings of --source belong to",
+    "encoder": "model folder, or module:function",
+    "autoencoder": "model folder",
+}
+NUMBERS = {
+    "patch_px": "side of a patch",
+    "stride_px": "from one training patch to the next; a patch by default",
+    "nodata": "value of pixels without data, where the file does not say it",
+    "jpeg_quality": "of the images in records, 1 to 100; PNG without",
+}
+LENGTHS = {
+    "mpp": "µm per pixel of the records, or metres, as 30m",
+    "source_mpp": "the same of images that do not say it",
+}
+for _name, _help in (OWN | LENGTHS).items():
+    flags.DEFINE_string(_name, None, _help, flag_values=FLAGS)
+for _name, _help in NUMBERS.items():
+    flags.DEFINE_integer(_name, None, _help, flag_values=FLAGS)
+flags.DEFINE_float(
+    "min_saturation", None, "above which a patch is tissue; 0 keeps all", flag_values=FLAGS
+)
 
 
 def main() -> None:
-    """Reads the flags and prepares."""
-    if CONFIG.value is None:
-        raise InputError("needs --config=FILE.py")
-    prepare(CONFIG.value.data, Path(OUTPUT.value or CONFIG.value.data.dir))
+    """Reads the flags and prepares; exits with 3 if some sources could not be used."""
+    data = _data()
+    output = OUTPUT.value or data.get("dir")
+    if not output:
+        raise InputError("needs --output=DIR")
+    mine, shards = cli.parse_numbers("shard", SHARD.value, "/", 2, "which of how many, as 0/4")
+    if not 0 <= mine < shards:
+        raise InputError(f"--shard={SHARD.value}; expected 0/{shards} to {shards - 1}/{shards}")
+    beam = BEAM.value.split() if BEAM.value is not None else None
+    failed = prepare(data, Path(output), workers=WORKERS.value, shard=(mine, shards), beam=beam)
+    if failed:
+        told = "; ".join(f"{one['source']}: {one['reason']}" for one in failed[:10])
+        more = f"; and {len(failed) - 10} more" if len(failed) > 10 else ""
+        print(
+            f"error: {len(failed)} sources could not be used, the others are prepared: {told}"
+            f"{more}; all are in {Path(output) / 'failed.jsonl'}",
+            file=sys.stderr,
+        )
+        sys.exit(3)
 
 
-def prepare(data: ConfigDict, output: Path) -> None:
-    """Writes the records of one config's `data` section to `output`.
+def _data() -> ConfigDict:
+    """The config's `data` section, or one of defaults, with the flags' values in it."""
+    if CONFIG.value is None and FLAGS["source"].value is None:
+        raise InputError("needs --source=PATH or --config=FILE.py")
+    data = CONFIG.value.data if CONFIG.value else ConfigDict(recipes.section())
+    given = {
+        name: FLAGS[name].value
+        for name in (*OWN, *NUMBERS, *LENGTHS, "min_saturation")
+        if FLAGS[name].value is not None
+    }
+    for name in LENGTHS:
+        if name in given:
+            given[name] = recipes.parse_mpp(given[name], name)
+    if "patch_px" in given:
+        given.setdefault("stride_px", given["patch_px"])
+    with data.unlocked():
+        data.update(given)
+    return data
 
-    A split file that is named and does not exist is drawn first, and kept.
+
+def prepare(
+    data: ConfigDict,
+    output: Path,
+    *,
+    workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    beam: list[str] | None = None,
+) -> list[dict[str, str]]:
+    """Writes the records of one `data` section to `output`; the sources that could not be used.
+
+    Records that are there, made by the same recipe, are kept as they are. With `shard` (i, n) this
+    process does every n-th unit of work from i on, and whoever finds all done writes the records;
+    with `beam`, options of its pipeline, Apache Beam shares the units out. The same records come of
+    any number of processes. Raises InputError for what cannot be prepared.
     """
-    images = find_images(data)
-    split = _split(data, images)
-    recipe = _recipe(data, images, split)
+    recipes.check(data)
     if output.is_file():
         raise InputError(f"--output={output} is a file; give a folder")
-    if output.exists() and any(output.iterdir()):
+    finished = output.exists() and any(output.iterdir())
+    work = output if finished else output.with_name(f"{output.name}.unfinished")
+    if not finished and not (work / "recipe.json").exists():
+        remove(work / "split.json")  # of a run that got no further, maybe by another recipe
+    split_file = _split_file(data, work)
+    collection = collect(data, split_file)
+    recipe = make_recipe(data, collection, split_file)
+    if finished:
         found = open_records(output, "It is not empty: choose another --output.").metadata["recipe"]
-        found = found | recipe_of(found)  # older records lack the newer entries
-        changed = [name for name in sorted(recipe | found) if recipe.get(name) != found.get(name)]
-        if changed:
-            raise InputError(
-                f"{output} holds records made otherwise ({', '.join(changed)} differ); choose "
-                "another --output or delete it"
-            )
+        _check_same(recipe, found, output)
         logging.info("records in %s are there already", output)
-        return
-    encoder = load_encoder(data.encoder) if data.encoder else None
-    first_stage = load_autoencoder(data.autoencoder) if data.autoencoder else None
-    for name, model in (("encoder", encoder), ("autoencoder", first_stage)):
-        theirs = model.spec.get("trained", {}).get("split_sha256") if model else None
-        if theirs not in (None, recipe["split_sha256"]):
-            logging.warning(
-                "the %s was trained with another split; held-out figures are honest only if it saw "
-                "none of these held-out patches",
-                name,
-            )
-    _check_extras(data, encoder, first_stage)
-    metadata: dict[str, Any] = {
-        "recipe": recipe,
-        "patch_px": data.patch_px,
-        "mpp": data.mpp,
-        "split_sha256": recipe["split_sha256"],
-    }
-    embedding_shape = latent_shape = tokens_shape = None
-    if encoder:
-        metadata["embedding"] = dict(encoder.spec["embedding"])
-        embedding_shape = (encoder.spec["embedding"]["tokens"], encoder.spec["embedding"]["dim"])
-    if recipe["patch_tokens"]:
-        tokens_shape = encoder.patch_tokens
-        metadata["tokens"] = dict(zip(("count", "dim"), tokens_shape, strict=True))
-    if first_stage:
-        metadata["latent"] = first_stage.spec["latent"]
-        side = data.patch_px // first_stage.network.factor
-        latent_shape = (side, side, first_stage.network.latent_channels)
-
-    with replacing(output) as temporary, tqdm(desc="prepare", unit="patch") as bar:
-        writer = RecordsWriter(
-            temporary,
-            SPLITS,
-            embedding_shape,
-            latent_shape,
-            posterior=recipe["posterior"],
-            tokens_shape=tokens_shape,
-            variants=recipe["variants"] > 1,
+        return read_failed(output)
+    encoding = Encoding(recipe, collection)
+    encoding.warn_of_another_split(recipe["split_sha256"])
+    with Cutters(workers) as cutters:
+        job = _job(recipe, collection, encoding, work, cutters)
+        numbers = range(shard[0], len(job.plan.units), shard[1])
+        left = [number for number in numbers if not job.is_done(number)]
+        if beam is not None:
+            share(data, work, left, beam)
+        else:
+            do(job, left, cutters)
+    undone = sum(not job.is_done(number) for number in range(len(job.plan.units)))
+    if undone:
+        logging.info(
+            "this part is done; %d of %d units are left to the other shards: the last one to end "
+            "writes the records",
+            undone,
+            len(job.plan.units),
         )
-        counts = dict.fromkeys(SPLITS, 0)
-        for batch in _batches(images, data, split, recipe["variants"]):
-            pixels = np.stack([example["image"] for _, example in batch])
-            fields = _fields(pixels, recipe, encoder, first_stage)
-            for row, (part, example) in enumerate(batch):
-                writer.add(part, example | {name: array[row] for name, array in fields.items()})
-                counts[part] += 1
-            bar.update(len(batch))
-        if not counts["train"] or not counts["test"]:
-            raise InputError(f"patches found: {counts}; training needs some in train and in test")
-        writer.close(metadata)
-        for name, model in (("encoder", data.encoder), ("autoencoder", data.autoencoder)):
-            if model:
-                copy_model(model, temporary / name)
-        if data.split:
-            shutil.copyfile(demo.resolve(data.split), temporary / "split.json")
-    logging.info("wrote %s to %s", counts, output)
+        return []
+    try:
+        finish(job, output, recipe, collection.settings, split_file)
+    except InputError:
+        shutil.rmtree(work, ignore_errors=True)  # there is nothing in it to go on with
+        raise
+    shutil.rmtree(work, ignore_errors=True)
+    write_page(output)
+    return read_failed(output)
 
 
-def _check_extras(
-    data: ConfigDict, encoder: SSLEncoder | None, first_stage: FirstStage | None
-) -> None:
-    """InputError for entries of the recipe that its models cannot serve."""
-    asked = recipe_of(data)
-    if asked["variants"] not in VARIANTS:
-        raise InputError(
-            f"config.data.variants is {asked['variants']!r}, expected one of 1, 2, 4, 8"
-        )
-    if asked["patch_tokens"] and not encoder:
-        raise InputError("config.data.patch_tokens needs an encoder; name one in data.encoder")
-    if asked["posterior"] and not (first_stage and not first_stage.network.codebook):
-        found = "which quantises vectors and has no posterior" if first_stage else "which is none"
-        raise InputError(
-            f"config.data.posterior needs a KL autoencoder; found {data.autoencoder!r}, {found}: "
-            "name another in data.autoencoder, or set posterior to False"
-        )
+def prepare_unit(data: ConfigDict, work: Path, number: int) -> None:
+    """Does one unit of the work that `prepare` has begun in `work`, in any process that sees it."""
+    with Cutters(0) as cutters:
+        do(_begun(data.to_json(), work), [number], cutters)
 
 
-def _batches(
-    images: list[str], data: ConfigDict, split: Split | None, variants: int
-) -> Iterator[list[tuple[str, dict[str, Any]]]]:
-    """(split, example) pairs, `BATCH` at a time; training patches in so many variants."""
-    pairs = (
-        (
-            name,
-            {
-                "image": symmetry(patch.pixels, variant),
-                "x": patch.x,
-                "y": patch.y,
-                "source": demo.resolve(path).name,
-            }
-            | ({"variant": variant} if variants > 1 else {}),
-        )
-        for path in images
-        for name, patch in split_patches(path, data, split)
-        for variant in range(variants if name == "train" else 1)
-    )
-    while batch := list(itertools.islice(pairs, BATCH)):
-        yield batch
+@lru_cache(maxsize=1)
+def _begun(section: str, work: Path) -> Job:
+    data = ConfigDict(json.loads(section))
+    split_file = _split_file(data, work)
+    collection = collect(data, split_file)
+    recipe = make_recipe(data, collection, split_file)
+    with Cutters(0) as cutters:
+        return _job(recipe, collection, Encoding(recipe, collection), work, cutters)
 
 
-def _fields(
-    pixels: UInt8[np.ndarray, "n h w 3"],
+def _split_file(data: ConfigDict, work: Path) -> Path:
+    """Where held-out blocks are kept: the file that is named, or one beside the work."""
+    named = Path(data.get("split") or "")
+    return named if named.suffix == ".json" else work / "split.json"
+
+
+def _job(
     recipe: dict[str, Any],
-    encoder: SSLEncoder | None,
-    first_stage: FirstStage | None,
-) -> dict[str, np.ndarray]:
-    """What is stored beside images: arrays [n, ...] by feature.
+    collection: Collection,
+    encoding: Encoding,
+    work: Path,
+    cutters: Cutters,
+) -> Job:
+    """The plan, and room for it; both are kept in `work` for who goes on or shares.
 
-    Every variant of a patch is embedded and encoded itself: a flipped latent is not the latent of
-    the flipped image.
+    Raises InputError for work of another recipe, and if the disk has no room for what is expected.
     """
-    fields: dict[str, np.ndarray] = {}
-    if encoder and recipe["patch_tokens"]:
-        fields["embedding"], tokens = encoder.embed_with_patches(pixels)
-        fields["tokens"] = tokens.astype(np.float16)
-    elif encoder:
-        fields["embedding"] = encoder.embed(pixels)
-    if first_stage and recipe["posterior"]:
-        mean, deviation = _posterior(first_stage, pixels)
-        fields["latent"], fields["latent_std"] = (
-            mean.astype(np.float16),
-            deviation.astype(np.float16),
-        )
-    elif first_stage:
-        fields["latent"] = first_stage.encode(pixels).astype(np.float16)
-    return fields
+    form = Form(
+        recipe["variants"], recipe["jpeg_quality"], encoding.needs_pixels, recipe["patch_px"]
+    )
+    kept = work / "plan.json"
+    if kept.exists():
+        _check_same(recipe, read_json(work / "recipe.json", "recipe"), work)
+        plan = read_plan(kept)
+    else:
+        plan = make_plan(collection, cutters)
+        check_usable(plan, collection)
+        records, size = expected(plan, collection, cutters, form)
+        need = size + records * encoding.layout.array_bytes
+        parent = next(path for path in (work, *work.absolute().parents) if path.exists())
+        free = shutil.disk_usage(parent).free
+        room = f"about {records:,} records, {need / 1e9:.3g} GB; {free / 1e9:.3g} GB are free"
+        if need > free:
+            raise InputError(
+                f"{work.parent} has too little room: {room}; free some, or give another --output"
+            )
+        logging.info("%d sources in %d units: %s", len(collection.origins), len(plan.units), room)
+        write_json(work / "recipe.json", recipe)
+        write_plan(kept, plan)
+    return Job(collection, plan, encoding, form, recipe["mpp"], work)
 
 
-def _posterior(
-    stage: FirstStage, pixels: UInt8[np.ndarray, "n H W 3"]
-) -> tuple[Float[np.ndarray, "n h w c"], Float[np.ndarray, "n h w c"]]:
-    """Mean and standard deviation of raw latents, in chunks of one size as `encode` has them."""
-    parts = []
-    for start in range(0, len(pixels), CHUNK):
-        chunk = pixels[start : start + CHUNK]
-        padding = np.zeros((CHUNK - len(chunk), *chunk.shape[1:]), np.uint8)
-        moments = _moments(stage.network, stage.params, np.concatenate([chunk, padding]))
-        parts.append([np.asarray(array)[: len(chunk)] for array in moments])
-    mean, log_variance = map(np.concatenate, zip(*parts, strict=True))
-    return mean, np.exp(0.5 * log_variance)
+def do(job: Job, numbers: list[int], cutters: Cutters) -> None:
+    """Does these units of a job, one after the other."""
+    progress = Progress(sum(job.plan.most(job.plan.units[number]) for number in numbers))
+    try:
+        for number in numbers:
+            if not job.is_done(number):
+                job.do(number, cutters, progress)
+    finally:
+        progress.close()
 
 
-@partial(jax.jit, static_argnums=0)
-def _moments(network: Autoencoder, params: PyTree, images: Array):
-    return network.apply({"params": params}, images / 127.5 - 1.0, method="moments")
-
-
-def _split(data: ConfigDict, images: list[str]) -> Split | None:
-    """The split file, drawn and written first if it does not exist; None where folders split."""
-    if not data.split:
-        return None
-    names = [Path(path).name for path in images]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(
-            f"{data.images} holds several images called {', '.join(twice)}; a split file knows "
-            "images by name: rename them"
-        )
-    if not demo.resolve(data.split).exists():
-        # One after the other: a plain image is in memory whole while it is looked at.
-        pictures = (open_image(path).at(data.mpp, data.get("source_mpp")) for path in images)
-        drawn = draw_split(
-            pictures,
-            seed=0,
-            mpp=data.mpp,
-            patch_px=data.patch_px,
-            min_saturation=data.min_saturation,
-            block_px=4 * data.patch_px,
-        )
-        write_json(data.split, drawn)
-        logging.info("drew the split %s: %s", data.split, drawn["drawn"])
-    split = read_split(data.split)
-    if split.mpp not in (None, data.mpp):
-        raise InputError(
-            f"the blocks of split {data.split} count at {split.mpp:g} µm per pixel, but "
-            f"config.data.mpp is {data.mpp:g}; use another split file"
-        )
-    return split
-
-
-def _recipe(data: ConfigDict, images: list[str], split: Split | None) -> dict[str, Any]:
+def make_recipe(data: ConfigDict, collection: Collection, split_file: Path) -> dict[str, Any]:
     """What the records depend on: the `data` section, and hashes of files, split and models."""
-    recipe = recipe_of(data)
-    files = [(path, demo.resolve(path).stat().st_size) for path in images]
-    recipe["files_sha256"] = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    recipe["split_sha256"] = split.sha256 if split else recipe["files_sha256"]
+    recipe = recipes.recipe_of(data)
+    origins = collection.origins
+    sizes = {origin.path: demo.resolve(origin.path).stat().st_size for origin in origins}
+    recipe["files_sha256"] = _digest(list(sizes.items()))
+    told = [(o.name, o.split, o.group, o.label, o.text) for o in origins]
+    recipe["split_sha256"] = _digest(told)
+    if any(origin.split is None for origin in origins):
+        recipe["split_sha256"] = sha256(demo.resolve(split_file))
     for name in ("encoder", "autoencoder"):
-        if data[name]:
+        if data[name] and ":" not in data[name].removeprefix(demo.PREFIX):
             folder = demo.resolve(data[name])
             if not (folder / WEIGHTS).is_file():
                 raise InputError(f"no {name} in {data[name]}. {data.get('instructions', '')}")
             recipe[f"{name}_sha256"] = [sha256(folder / file) for file in (SPEC, WEIGHTS)]
     return recipe
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _check_same(recipe: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
+    found = recipes.recipe_of(found) | found  # older ones lack the newer entries
+    changed = [name for name in sorted(recipe | found) if recipe.get(name) != found.get(name)]
+    if changed:
+        raise InputError(
+            f"{folder} holds records made otherwise ({', '.join(changed)} differ); choose another "
+            "--output or delete it"
+        )
 
 
 if __name__ == "__main__":

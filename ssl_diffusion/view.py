@@ -21,7 +21,8 @@ from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image
 
 from ssl_diffusion import cli, demo
-from ssl_diffusion.data.slides import SAME_RESOLUTION, open_slide
+from ssl_diffusion.data.picture import SAME_RESOLUTION
+from ssl_diffusion.data.slides import open_slide
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.viewer.region import Region
 from ssl_diffusion.viewer.server import Server

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ssl_diffusion.benchmarks import data
-from ssl_diffusion.data.records import RecordsWriter, open_records
+from ssl_diffusion.data.records import open_records
+from ssl_diffusion.data.writer import RecordsWriter
 from ssl_diffusion.errors import InputError
 
 
@@ -42,7 +43,7 @@ def test_records_made_to_be_read_are_as_large_as_the_published_models(tmp_path, 
 
 
 def test_records_without_latents_are_refused(tmp_path):
-    writer = RecordsWriter(tmp_path / "records", ("train",), None, None)
+    writer = RecordsWriter(tmp_path / "records", ("train",))
     writer.add("train", {"image": np.zeros((8, 8, 3), np.uint8), "x": 0, "y": 0, "source": "a.svs"})
     writer.close({"recipe": {}})
     with pytest.raises(InputError, match="not latent; prepare them with an autoencoder"):

@@ -14,7 +14,7 @@ from conftest import ROOT, load_config
 
 from ssl_diffusion import benchmark, cli, rates
 from ssl_diffusion.benchmarks import train
-from ssl_diffusion.data.records import RecordsWriter
+from ssl_diffusion.data.writer import Layout, RecordsWriter
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.training.plan import GIB, model_flop
 from ssl_diffusion.training.sharding import make_mesh, replicated
@@ -230,7 +230,7 @@ def test_what_cannot_be_measured_is_one_line(words, message, capsys):
 def test_records_of_other_shapes_or_too_few_are_refused_first(config, records_dir, tmp_path):
     with pytest.raises(InputError, match="--batches: 100000 of the"):
         next(train.measure(config, [100_000], [], str(records_dir), 0.0))
-    writer = RecordsWriter(tmp_path / "records", ("train",), (1, 8), (4, 4, 3))
+    writer = RecordsWriter(tmp_path / "records", ("train",), Layout((1, 8), (4, 4, 3)))
     example = {"image": np.zeros((8, 8, 3), np.uint8), "x": 0, "y": 0, "source": "a.svs"}
     example |= {
         "embedding": np.zeros((1, 8), np.float32),

@@ -92,7 +92,7 @@ def test_sample_generate_and_evaluate_make_a_report(run_dir, records_dir, tmp_pa
         ),
         (
             "prepare",
-            ["--config=configs/bracs.py", "--config.data.images={tmp}/no", "--output={tmp}/r"],
+            ["--config=configs/bracs.py", "--config.data.source={tmp}/no", "--output={tmp}/r"],
             ["BRACS"],
         ),
         (
@@ -108,12 +108,12 @@ def test_sample_generate_and_evaluate_make_a_report(run_dir, records_dir, tmp_pa
         ),
         (
             "prepare",
-            ["--config=configs/demo.py", "--config.data.images={tmp}/no.svs", "--output={tmp}/r"],
+            ["--config=configs/demo.py", "--config.data.source={tmp}/no.svs", "--output={tmp}/r"],
             ["no images in"],
         ),
         (
             "prepare",
-            ["--config=configs/demo.py", "--config.data.images={tmp}/text.svs", "--output={tmp}/r"],
+            ["--config=configs/demo.py", "--config.data.source={tmp}/text.svs", "--output={tmp}/r"],
             ["text.svs"],
         ),
         (

@@ -138,7 +138,7 @@ def test_without_its_data_a_config_says_how_to_get_them(name, tmp_path, monkeypa
     assert str(error.value).count(prepares) == 1
     with pytest.raises(InputError, match="no images in data/") as error:
         prepare(config.data, tmp_path / "records")
-    assert prepares in str(error.value) and f"{config.data.images}/" in str(error.value)
+    assert prepares in str(error.value) and f"{config.data.source}/" in str(error.value)
     for model in (config.data.encoder, config.data.autoencoder):
         assert model in config.data.instructions
     assert not list(tmp_path.iterdir())
@@ -181,7 +181,7 @@ def test_the_command_says_so_in_one_line(argument, phrases, tmp_path):
 def test_the_local_form_is_small_and_needs_nothing_but_the_package(name, network):
     config, full = config_of(name, network, local=True), config_of(name, network)
     data = config.data
-    for shipped in (data.images, data.split, data.encoder, data.autoencoder):
+    for shipped in (data.source, data.split, data.encoder, data.autoencoder):
         assert shipped.startswith("demo:")
     params = jax.eval_shape(built(config)[0].init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) < 1.5e6

@@ -1,6 +1,7 @@
 """Slides, splits, records and the reader."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +11,22 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from ssl_diffusion import demo
+from ssl_diffusion.data.collect import collect
 from ssl_diffusion.data.patches import tissue_patches
 from ssl_diffusion.data.records import open_records
 from ssl_diffusion.data.slides import open_image
-from ssl_diffusion.data.sources import find_images, split_patches
 from ssl_diffusion.data.split import draw_split, read_split
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
 from ssl_diffusion.prepare import prepare
+
+
+def patches_of(data: ConfigDict) -> list[dict]:
+    """Every patch that a `data` section cuts."""
+    split_file = Path(data.split if data.split.endswith(".json") else "none.json")
+    opened = [origin.open() for origin in collect(data, split_file).origins]
+    return [patch for each in opened for row in range(each.rows) for patch in each.cut(row)]
+
 
 STAGES = ("demo", "demo_autoencoder", "demo_encoder")
 
@@ -49,14 +58,14 @@ def test_no_training_patch_of_any_stage_overlaps_a_held_out_block():
     ]:
         held_out[y : y + 256, x : x + 256] = True
     sections = {stage: load_config(stage).data for stage in STAGES}
-    geometry = ("images", "split", "patch_px", "stride_px", "mpp", "min_saturation")
+    geometry = ("source", "split", "patch_px", "stride_px", "mpp", "min_saturation")
     recipes = {tuple(section[name] for name in geometry) for section in sections.values()}
     assert len(recipes) == 1  # so that one pass below speaks for all three stages
     counts = {"train": 0, "test": 0}
-    for split, patch in split_patches(demo.SLIDE, sections["demo"], read_split(demo.SPLIT)):
-        covered = held_out[patch.y : patch.y + 64, patch.x : patch.x + 64]
-        assert covered.all() if split == "test" else not covered.any()
-        counts[split] += 1
+    for patch in patches_of(sections["demo"]):
+        covered = held_out[patch["y"] : patch["y"] + 64, patch["x"] : patch["x"] + 64]
+        assert covered.all() if patch["split"] == "test" else not covered.any()
+        counts[patch["split"]] += 1
     assert counts == {"train": 7323, "test": 130}
 
 
@@ -84,7 +93,7 @@ def test_own_image_gets_a_split_of_its_own_that_is_kept(tmp_path):
     slide = open_image(demo.SLIDE).read(700, 1600, 640, 640)
     Image.fromarray(slide).resize((1280, 1280)).save(tmp_path / "roi.png")
     data = shrink(load_config("demo_encoder")).data
-    data.update({"images": str(tmp_path / "roi.png"), "split": str(tmp_path / "split.json")})
+    data.update({"source": str(tmp_path / "roi.png"), "split": str(tmp_path / "split.json")})
     data.source_mpp = 0.25
     prepare(data, tmp_path / "records")
     drawn = (tmp_path / "split.json").read_text()
@@ -93,7 +102,7 @@ def test_own_image_gets_a_split_of_its_own_that_is_kept(tmp_path):
     assert len(train) + len(test) == 89 and len(test) == 21
     held_out = read_split(tmp_path / "split.json")
     for i in range(len(train)):
-        assert not held_out.touches_held_out("roi.png", train[i]["x"], train[i]["y"], 64)
+        assert not held_out.blocks("roi.png").touch(train[i]["x"], train[i]["y"], 64)
     prepare(data, tmp_path / "records")
     assert (tmp_path / "split.json").read_text() == drawn
     changed = json.loads(drawn)
@@ -103,10 +112,10 @@ def test_own_image_gets_a_split_of_its_own_that_is_kept(tmp_path):
         prepare(data, tmp_path / "records")
 
 
-def test_one_image_without_a_split_is_refused(tmp_path):
+def test_one_image_without_folders_is_refused_where_folders_split(tmp_path):
     data = shrink(load_config("demo_encoder")).data
-    data.split = ""
-    with pytest.raises(InputError, match="name a split file in config.data.split"):
+    data.split = "folders"
+    with pytest.raises(InputError, match="split by a manifest or a split file"):
         prepare(data, tmp_path / "records")
 
 
@@ -153,12 +162,8 @@ def test_folders_are_splits_and_resolution_is_assumed(tmp_path):
         pixels = rng.integers(0, 255, (256, 300, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"roi_{split}.png")
     data = load_config("bracs").data
-    data.update({"images": str(tmp_path), "patch_px": 64, "stride_px": 32})
-    found = [
-        (split, patch.x, patch.y)
-        for path in find_images(data)
-        for split, patch in split_patches(path, data, None)
-    ]
+    data.update({"source": str(tmp_path), "patch_px": 64, "stride_px": 32})
+    found = [(patch["split"], patch["x"], patch["y"]) for patch in patches_of(data)]
     assert found.count(("train", 32, 64)) == 1 and ("test", 32, 64) not in found
     assert (
         sum(split == "train" for split, *_ in found) == 3 * 3
@@ -223,6 +228,6 @@ def test_failed_preparation_leaves_nothing(tmp_path):
 
 def test_a_config_without_images_says_what_to_get(tmp_path):
     data = ConfigDict(load_config("bracs").data)
-    data.images = str(tmp_path)
+    data.source = str(tmp_path)
     with pytest.raises(InputError, match="BRACS_RoI"):
-        find_images(data)
+        collect(data, tmp_path / "split.json")

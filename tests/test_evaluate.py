@@ -231,11 +231,11 @@ def run_in_process_of_its_own(
 
 def fake_run(folder: Path) -> None:
     """Everything that the other commands leave behind."""
-    from ssl_diffusion.data.records import RecordsWriter
+    from ssl_diffusion.data.writer import Layout, RecordsWriter
     from ssl_diffusion.stitching.output import write_image
 
     encoder = FakeEncoder()
-    writer = RecordsWriter(folder / "records", ("train", "test"), (1, 48), (4, 4, 3))
+    writer = RecordsWriter(folder / "records", ("train", "test"), Layout((1, 48), (4, 4, 3)))
     for split, count in (("train", 60), ("test", 24)):
         for index in range(count):
             image = picture(index if split == "test" else 1000 + index, PATCH)

@@ -27,7 +27,7 @@ def recipe(folder: Path, **changed) -> ConfigDict:
     if not image.exists():
         Image.fromarray(open_image(demo.SLIDE).read(700, 1600, 320, 320)).save(image)
     data = load_config("demo").data.to_dict()
-    data |= {"images": str(image), "split": str(split), "stride_px": 64, "source_mpp": 0.5}
+    data |= {"source": str(image), "split": str(split), "stride_px": 64, "source_mpp": 0.5}
     return ConfigDict(data | changed)
 
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from ssl_diffusion.data.records import RecordsWriter, encode_png, open_records
+from ssl_diffusion.data.image_bytes import encode
+from ssl_diffusion.data.records import open_records
+from ssl_diffusion.data.writer import Layout, RecordsWriter
 from ssl_diffusion.errors import InputError
 
 COUNT = 40
@@ -34,7 +36,9 @@ def example(index: int) -> dict:
 def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("records") / "records"
     writer = RecordsWriter(
-        folder, ("train",), (1, 8), (4, 4, 3), posterior=True, tokens_shape=(4, 8), variants=True
+        folder,
+        ("train",),
+        Layout((1, 8), (4, 4, 3), posterior=True, tokens=(4, 8), variants=True),
     )
     for index in range(COUNT):
         writer.add("train", example(index))
@@ -52,7 +56,7 @@ def damaged(whole, tmp_path) -> tuple[Path, Path]:
 def test_a_record_is_read_as_it_was_written(whole):
     records = open_records(whole)
     found, stored = records.source("train", raw=True)[7], example(7)
-    assert found.keys() == stored.keys() and found["source"] == "slide.svs"
+    assert found.keys() == {*stored, "mpp"} and found["source"] == "slide.svs"
     for name in stored.keys() - {"source", "x", "y", "variant"}:
         assert found[name].dtype == stored[name].dtype
         np.testing.assert_array_equal(found[name], stored[name])
@@ -90,7 +94,7 @@ def test_records_of_lists_of_numbers_are_read(tmp_path):
     writer = tfds.core.SequentialWriter(info, 100, file_format="array_record")
     writer.initialize_splits(["train"])
     latent = example(0)["latent"]
-    writer.add_examples({"train": [{"image": encode_png(example(0)["image"]), "latent": latent}]})
+    writer.add_examples({"train": [{"image": encode(example(0)["image"]), "latent": latent}]})
     writer.close_all()
     found = open_records(tmp_path).source("train", raw=True)[0]
     assert found["latent"].dtype == np.float16
@@ -103,7 +107,7 @@ def test_records_of_lists_of_numbers_are_read(tmp_path):
     [("tokens", "config.data.patch_tokens"), ("latent_std", "config.data.posterior")],
 )
 def test_a_field_that_is_not_there_says_how_to_get_it(tmp_path, field, remedy):
-    writer = RecordsWriter(tmp_path / "records", ("train",), None, None)
+    writer = RecordsWriter(tmp_path / "records", ("train",))
     plain = {name: example(0)[name] for name in ("image", "x", "y", "source")}
     writer.add("train", plain)
     writer.close(METADATA)
@@ -163,7 +167,7 @@ def test_a_shard_that_is_missing_or_cut_off_is_refused_at_once(damaged, left):
 
 def test_a_shard_of_other_records_is_refused(damaged, tmp_path):
     folder, shard = damaged
-    other = RecordsWriter(tmp_path / "other", ("train",), (1, 8), None)
+    other = RecordsWriter(tmp_path / "other", ("train",), Layout((1, 8)))
     names = ("image", "x", "y", "source", "embedding")
     other.add("train", {name: example(0)[name] for name in names})
     other.close(METADATA)

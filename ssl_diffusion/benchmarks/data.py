@@ -14,8 +14,9 @@ from tqdm import tqdm
 from ssl_diffusion import demo
 from ssl_diffusion.data.patches import tissue_patches
 from ssl_diffusion.data.pipeline import training_batches
-from ssl_diffusion.data.records import RecordsWriter, Source, open_records
+from ssl_diffusion.data.records import Source, open_records
 from ssl_diffusion.data.slides import open_image
+from ssl_diffusion.data.writer import Layout, RecordsWriter
 
 FIELDS = ("latent", "embedding")  # what the denoiser trains on
 LATENT, EMBEDDING = (64, 64, 3), (1, 384)  # of the published 20x model
@@ -49,7 +50,7 @@ def measure(
 
 def make_records(folder: Path) -> None:
     """Writes records of the shipped slide's patches with latents and embeddings of pure noise."""
-    writer = RecordsWriter(folder, ("train",), EMBEDDING, LATENT)
+    writer = RecordsWriter(folder, ("train",), Layout(EMBEDDING, LATENT))
     rng = np.random.default_rng(0)
     patches = tissue_patches(open_image(demo.SLIDE), PATCH_PX, STRIDE_PX, min_saturation=0.12)
     for patch in tqdm(patches, desc="records to read", unit="record"):

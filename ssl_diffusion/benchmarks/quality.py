@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from ssl_diffusion.data.slides import Picture
+from ssl_diffusion.data.picture import Picture
 from ssl_diffusion.diffusion.sampling import Sampling
 from ssl_diffusion.evaluation.agreement import paired_similarity
 from ssl_diffusion.evaluation.features import one_vector

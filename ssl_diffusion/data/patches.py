@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssl_diffusion.data.slides import Picture
+from ssl_diffusion.data.picture import Picture
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,42 @@ def symmetry(pixels: np.ndarray, variant: int) -> np.ndarray:
 
 
 def is_tissue(pixels: np.ndarray, min_saturation: float) -> bool:
-    """Whether the mean HSV saturation (0 to 1) of uint8 pixels [h, w, 3] is above the least."""
+    """Whether the mean HSV saturation (0 to 1) of uint8 pixels [h, w, 3] is above the least.
+
+    With 0 as the least, everything is.
+    """
+    if min_saturation <= 0:
+        return True
     high = pixels.max(-1).astype(np.float32)
     low = pixels.min(-1).astype(np.float32)
     return float(np.mean((high - low) / np.maximum(high, 1))) > min_saturation
 
 
+def rows_of(image: Picture, patch_px: int, stride_px: int) -> range:
+    """The upper edges of the rows of patches on the regular grid of `stride_px`."""
+    return range(0, image.height - patch_px + 1, stride_px)
+
+
+def tissue_row(
+    image: Picture,
+    y: int,
+    patch_px: int,
+    stride_px: int,
+    min_saturation: float,
+    max_nodata: float = 0.0,
+) -> Iterator[Patch]:
+    """The tissue patches of one row of the grid; at most `max_nodata` of each is without data."""
+    strip, valid = image.read_with_mask(0, y, image.width, patch_px)
+    for x in range(0, image.width - patch_px + 1, stride_px):
+        pixels = strip[:, x : x + patch_px]
+        whole = valid[:, x : x + patch_px].mean() >= 1 - max_nodata
+        if whole and is_tissue(pixels, min_saturation):
+            yield Patch(pixels, x, y)
+
+
 def tissue_patches(
-    image: Picture, patch_px: int, stride_px: int, min_saturation: float
+    image: Picture, patch_px: int, stride_px: int, min_saturation: float, max_nodata: float = 0.0
 ) -> Iterator[Patch]:
     """All tissue patches on the regular grid of `stride_px`, row by row."""
-    for y in range(0, image.height - patch_px + 1, stride_px):
-        strip = image.read(0, y, image.width, patch_px)
-        for x in range(0, image.width - patch_px + 1, stride_px):
-            pixels = strip[:, x : x + patch_px]
-            if is_tissue(pixels, min_saturation):
-                yield Patch(pixels, x, y)
+    for y in rows_of(image, patch_px, stride_px):
+        yield from tissue_row(image, y, patch_px, stride_px, min_saturation, max_nodata)

@@ -1,29 +1,30 @@
 """Records: patches with their embeddings and latents, as a TFDS data set in ArrayRecord files.
 
 The folder is read by `tfds.builder_from_directory(DIR).as_data_source()` too. Features: `image`
-(PNG bytes), `x`, `y` (pixels at the records' resolution), `source` (file name); where the records
-were made with an encoder and an autoencoder, `embedding` float32 [tokens, dim] and `latent` float16
-[h, w, c] (raw); where their recipe asks for it, `latent_std` float16 [h, w, c] (the standard
-deviation of the posterior whose mean is `latent`), `tokens` float16 [n, dim] (the encoder's patch
-tokens, row by row) and `variant` (which symmetry of the patch `image` is, see
-`patches.symmetry`). Beside the records lie the `encoder/` and `autoencoder/` model folders that
-made them and `split.json`.
+(PNG or JPEG bytes), `x`, `y` (pixels at the records' resolution), `mpp` (µm per pixel), `source`
+(path below the folder that was prepared); where they are known, `label` (index of the class) and
+`text`; where the records were made with an encoder and an autoencoder, `embedding` float32
+[tokens, dim] and `latent` float16 [h, w, c] (raw); where their recipe asks for it, `latent_std`
+float16 [h, w, c] (the standard deviation of the posterior whose mean is `latent`), `tokens` float16
+[n, dim] (the encoder's patch tokens, row by row) and `variant` (which symmetry of the patch `image`
+is, see `patches.symmetry`). Beside the records lie the `encoder/` and `autoencoder/` model folders
+that made them, `split.json` if blocks were held out, `sources.jsonl` (what each was, and how many
+patches of it went where), `failed.jsonl` (what could not be used, and why) and `index.html`.
 """
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from PIL import Image
 
+from ssl_diffusion.data.image_bytes import decode
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
 
-PER_SHARD = 10_000
 MADE_WITH = {
     "embedding": "an encoder",
     "latent": "an autoencoder",
@@ -32,60 +33,6 @@ MADE_WITH = {
     "variant": "config.data.variants",
 }
 REPAIR = "copy them again from where they are whole, or delete them and prepare them again"
-
-
-class RecordsWriter:
-    """Appends examples to the splits of a new data set at `folder`; nothing is held in memory."""
-
-    def __init__(
-        self,
-        folder: Path,
-        splits: Iterable[str],
-        embedding_shape: tuple[int, int] | None,
-        latent_shape: tuple[int, int, int] | None,
-        *,
-        posterior: bool = False,
-        tokens_shape: tuple[int, int] | None = None,
-        variants: bool = False,
-    ):
-        features = {
-            "image": tfds.features.Tensor(shape=(), dtype=np.object_),
-            "x": np.int32,
-            "y": np.int32,
-            "source": tfds.features.Tensor(shape=(), dtype=np.object_),
-        }
-        if variants:
-            features["variant"] = np.int32
-        for name, shape, dtype in (
-            ("embedding", embedding_shape, np.float32),
-            ("latent", latent_shape, np.float16),
-            ("latent_std", latent_shape if posterior else None, np.float16),
-            ("tokens", tokens_shape, np.float16),
-        ):
-            if shape:
-                # As bytes an array is read in half the time that a list of numbers takes.
-                features[name] = tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
-        identity = tfds.core.dataset_info.DatasetIdentity(
-            name="patches", version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=""
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        info = tfds.core.DatasetInfo(
-            builder=identity,
-            features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(),
-        )
-        self._info = info
-        self._writer = tfds.core.SequentialWriter(info, PER_SHARD, file_format="array_record")
-        self._writer.initialize_splits(list(splits))
-
-    def add(self, split: str, example: dict) -> None:
-        """Appends one example; `example["image"]` is uint8 [h, w, 3]."""
-        self._writer.add_examples({split: [example | {"image": encode_png(example["image"])}]})
-
-    def close(self, metadata: dict) -> None:
-        """Writes the data set's description; without it the folder is no data set."""
-        self._info.metadata.update(metadata)
-        self._writer.close_all()
 
 
 class Source:
@@ -112,9 +59,10 @@ class Source:
     def __getitem__(self, index: int) -> dict:
         example = self._read(index, self._decoder)
         if "image" in example:
-            example["image"] = decode_png(example["image"])
-        if "source" in example:
-            example["source"] = example["source"].decode()
+            example["image"] = decode(example["image"])
+        for name in ("source", "text"):
+            if name in example:
+                example[name] = example[name].decode()
         if self._scaling:
             shift, scale = self._scaling
             if "latent" in example:
@@ -243,15 +191,3 @@ def open_records(folder: str | Path, instructions: str = "") -> Records:
     if "recipe" not in records.metadata:
         raise InputError(f"{folder} is a data set, but none of ssl_diffusion.prepare. {advice}")
     return records
-
-
-def encode_png(pixels: np.ndarray) -> bytes:
-    """uint8 [h, w, 3] -> PNG bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def decode_png(data: bytes) -> np.ndarray:
-    """PNG bytes -> uint8 [h, w, 3]."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

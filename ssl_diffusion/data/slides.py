@@ -1,7 +1,5 @@
-"""Reading regions of slides and plain images at a physical resolution."""
+"""Opening slides, rasters and plain images as pictures."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,107 +7,94 @@ import openslide
 from PIL import Image
 
 from ssl_diffusion import demo
+from ssl_diffusion.data.picture import Picture
+from ssl_diffusion.data.rasters import GEO_SUFFIXES, is_raster, open_raster
 from ssl_diffusion.errors import InputError
 
 Image.MAX_IMAGE_PIXELS = (
     None  # regions of interest are routinely larger than Pillow's alarm threshold
 )
-SAME_RESOLUTION = 0.02  # relative difference below which resampling would only blur (0.499 is 0.5)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An RGB image read region by region; `width`, `height` in pixels, `mpp` µm per pixel."""
+def open_image(
+    path: str | Path,
+    *,
+    nodata: int | None = None,
+    bands: tuple[int, int, int] = (1, 2, 3),
+    value_range: tuple[float, ...] = (),
+) -> Picture:
+    """Opens a slide, a raster or a plain image as a picture.
 
-    path: str
-    width: int
-    height: int
-    mpp: float | None
-    _read: Callable[[int, int, int, int], np.ndarray]
-    downsamples: tuple[float, ...] = (1.0,)  # of the levels that the file has
-
-    def downsample(self, level: int) -> float:
-        """How much coarser a level of the file is than its first; InputError without that level."""
-        if level >= len(self.downsamples):
-            raise InputError(
-                f"level {level} of {self.path}, which has {len(self.downsamples)}; expected 0 to "
-                f"{len(self.downsamples) - 1}"
-            )
-        return self.downsamples[level]
-
-    def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """The region with corner (x, y): uint8 [height, width, 3]; InputError if not inside."""
-        self.check_region(x, y, width, height)
-        return self._read(x, y, width, height)
-
-    def check_region(self, x: int, y: int, width: int, height: int) -> None:
-        """Raises InputError unless the region is not empty and lies inside."""
-        inside = 0 <= x and 0 <= y and x + width <= self.width and y + height <= self.height
-        if width <= 0 or height <= 0 or not inside:
-            raise InputError(
-                f"region {x},{y},{width},{height} (x, y, width, height) is not inside {self.path}, "
-                f"which has {self.width}x{self.height} px; choose one that is"
-            )
-
-    def at(self, mpp: float, assumed_mpp: float | None = None) -> "Picture":
-        """The same image as if scanned at `mpp` µm per pixel (Lanczos resampling).
-
-        `assumed_mpp` stands in where the file does not say its own resolution. Raises InputError if
-        neither is known.
-        """
-        own = self.mpp or assumed_mpp
-        if own is None:
-            raise InputError(
-                f"{self.path} does not say its µm per pixel; say it: prepare takes it as "
-                "config.data.source_mpp, generate as --reference_mpp"
-            )
-        scale = mpp / own
-        if abs(scale - 1) < SAME_RESOLUTION:
-            return Picture(self.path, self.width, self.height, own, self._read)
-        if scale < 1 - SAME_RESOLUTION:
-            raise InputError(
-                f"{self.path} has {own:g} µm per pixel, coarser than the {mpp:g} asked for; "
-                "use images at least as fine"
-            )
-
-        def read(x: int, y: int, width: int, height: int) -> np.ndarray:
-            box = np.array([x, y, x + width, y + height]) * scale
-            # As far as the Lanczos kernel reaches, so that neighbours fit without a seam.
-            margin = int(np.ceil(3 * scale))
-            low = np.maximum(np.floor(box[:2]).astype(int) - margin, 0)
-            limit = np.array([self.width, self.height])
-            high = np.minimum(np.ceil(box[2:]).astype(int) + margin, limit)
-            pixels = Image.fromarray(self._read(*low.tolist(), *(high - low).tolist()))
-            local = np.clip(box - np.tile(low, 2), 0, np.tile(high - low, 2))
-            return np.asarray(
-                pixels.resize((width, height), Image.Resampling.LANCZOS, box=tuple(local))
-            )
-
-        return Picture(self.path, int(self.width / scale), int(self.height / scale), mpp, read)
-
-
-def open_image(path: str | Path) -> Picture:
-    """Opens a slide or a plain image as a picture; InputError as `open_slide` raises it."""
+    Rasters are what GDAL reads and has a place on the ground; `bands` and `value_range` are of
+    those. `nodata` is the value that pixels without data have in all channels, where the file does
+    not say it. Raises InputError as `open_slide` and `open_raster` do.
+    """
+    file = demo.resolve(path)
+    if file.suffix.lower() in GEO_SUFFIXES and file.is_file() and is_raster(file):
+        return open_raster(file, nodata, bands, value_range)
     slide = open_slide(path)
-    mpp = slide.properties.get(openslide.PROPERTY_NAME_MPP_X)
+    properties = slide.properties
+    mpp, mpp_y = (
+        _positive(properties.get(name))
+        for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+    )
+    sides = [max(1, side) for side in slide.dimensions]
+    downsamples = tuple(
+        _whole(max(width / w, height / h))
+        for (width, height), (w, h) in ((sides, level) for level in slide.level_dimensions)
+    )
 
-    def read(x: int, y: int, width: int, height: int) -> np.ndarray:
+    def read(level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        corner = round(x * downsamples[level]), round(y * downsamples[level])
         try:
-            pixels = slide.read_region((int(x), int(y)), 0, (int(width), int(height)))
-        except openslide.OpenSlideError as error:
+            pixels = np.asarray(slide.read_region(corner, level, (int(width), int(height))))
+        except (openslide.OpenSlideError, OSError, SyntaxError) as error:
             raise InputError(f"slide {path} cannot be read at x={x} y={y} ({error})") from None
-        # A slide has no pixels outside its scanned areas: glass is white.
-        white = Image.new("RGBA", pixels.size, "white")
-        return np.asarray(Image.alpha_composite(white, pixels).convert("RGB"))
+        return _without(pixels, nodata)
 
-    mpp = float(mpp) if mpp else None
-    return Picture(str(path), *slide.dimensions, mpp, read, slide.level_downsamples)
+    about = {"format": _format(slide, file)} | {
+        name: properties[key]
+        for name, key in (("objective", openslide.PROPERTY_NAME_OBJECTIVE_POWER),)
+        if key in properties
+    }
+    quality = properties.get("aperio.Q")
+    if quality:
+        about["jpeg_quality"] = quality
+    return Picture(str(path), *slide.dimensions, mpp, read, downsamples, mpp_y, about)
+
+
+def _format(slide: openslide.AbstractSlide, file: Path) -> str:
+    vendor = slide.properties.get(openslide.PROPERTY_NAME_VENDOR)
+    return vendor or file.suffix.lower().lstrip(".")
+
+
+def _whole(downsample: float) -> float:
+    """Scanners make levels by whole factors and cut off what is left at the edge."""
+    nearest = round(downsample)
+    return float(nearest if abs(downsample / nearest - 1) < 0.01 else downsample)
+
+
+def _positive(text: str | None) -> float | None:
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return value if 0 < value < float("inf") else None
+
+
+def _without(pixels: np.ndarray, nodata: int | None) -> np.ndarray:
+    if nodata is None:
+        return pixels
+    pixels = pixels.copy()
+    pixels[(pixels[..., :3] == nodata).all(-1), 3] = 0
+    return pixels
 
 
 def open_slide(path: str | Path) -> openslide.AbstractSlide:
     """Opens a slide through OpenSlide, or a plain image (PNG, JPEG) through Pillow, whole.
 
-    Raises InputError if the file is missing or is neither.
+    The pixels of a plain image are decoded when the first of them is read. Raises InputError if the
+    file is missing or is neither.
     """
     file = demo.resolve(path)
     if not file.is_file():
@@ -117,9 +102,18 @@ def open_slide(path: str | Path) -> openslide.AbstractSlide:
     try:
         if openslide.OpenSlide.detect_format(str(file)):
             return openslide.OpenSlide(str(file))
-        with Image.open(file) as opened:
-            return openslide.ImageSlide(opened.convert("RGB"))
+        return _Plain(Image.open(file))
     except (openslide.OpenSlideError, OSError, SyntaxError) as error:
         raise InputError(
             f"{path} is no slide that OpenSlide reads and no image that Pillow reads ({error})"
         ) from None
+
+
+class _Plain(openslide.ImageSlide):
+    """An image of Pillow, RGB or with an alpha channel, read region by region."""
+
+    def read_region(self, location, level, size):
+        """The region as RGBA; the file is decoded at the first."""
+        if self._image.mode != "RGBA":
+            self._image = self._image.convert("RGBA")
+        return super().read_region(location, level, size)

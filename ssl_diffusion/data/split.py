@@ -9,9 +9,38 @@ import numpy as np
 
 from ssl_diffusion import demo
 from ssl_diffusion.data.patches import tissue_patches
-from ssl_diffusion.data.slides import Picture
+from ssl_diffusion.data.picture import Picture
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json, sha256
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Held-out blocks of one image: their corners (x, y), in pixels of the records."""
+
+    block_px: int
+    corners: tuple[tuple[int, int], ...]
+
+    def touch(self, x: int, y: int, size: int) -> bool:
+        """Whether the square of `size` px at (x, y) shares a pixel with a block."""
+        return any(
+            block_x - size < x < block_x + self.block_px
+            and block_y - size < y < block_y + self.block_px
+            for block_x, block_y in self.corners
+        )
+
+    def split_of(self, x: int, y: int, size: int) -> str | None:
+        """ "train" clear of all blocks, "test" on a block's own tiling, None between them."""
+        if not self.touch(x, y, size):
+            return "train"
+        if x % size or y % size:  # blocks start on multiples of the patch
+            return None
+        inside = any(
+            block_x <= x <= block_x + self.block_px - size
+            and block_y <= y <= block_y + self.block_px - size
+            for block_x, block_y in self.corners
+        )
+        return "test" if inside else None
 
 
 @dataclass(frozen=True)
@@ -27,15 +56,15 @@ class Split:
     image_sha256: dict[str, str]
     sha256: str
 
-    def blocks(self, path: str | Path) -> list[tuple[int, int]]:
-        """Corners (x, y) of the held-out blocks of an image; InputError if the split lacks it."""
+    def blocks(self, path: str | Path) -> Blocks:
+        """The held-out blocks of an image; InputError if the split lacks it."""
         name = demo.resolve(path).name
         if name not in self.held_out:
             raise InputError(
                 f"the split knows {sorted(self.held_out)}, not {name}; name another split file in "
                 "config.data.split: prepare draws one that does not exist yet"
             )
-        return self.held_out[name]
+        return Blocks(self.block_px, tuple(self.held_out[name]))
 
     def check_image(self, path: str | Path) -> None:
         """Raises InputError unless the image is the one that the split was drawn for."""
@@ -46,16 +75,6 @@ class Split:
                 f"{path} is not the image its split was drawn for (SHA-256 differs); use that one, "
                 "or another split file"
             )
-
-    def touches_held_out(self, path: str | Path, x: int, y: int, size: int) -> bool:
-        """Whether the square of `size` px at (x, y) shares a pixel with a held-out block."""
-        return any(
-            x < block_x + self.block_px
-            and block_x < x + size
-            and y < block_y + self.block_px
-            and block_y < y + size
-            for block_x, block_y in self.blocks(path)
-        )
 
 
 def read_split(path: str | Path) -> Split:
@@ -87,6 +106,7 @@ def draw_split(
     block_px: int = 256,
     patch_px: int = 64,
     min_saturation: float = 0.12,
+    max_nodata: float = 0.0,
 ) -> dict[str, Any]:
     """Draws whole blocks at random until `fraction` of each image's tissue patches lies in them.
 
@@ -97,7 +117,7 @@ def draw_split(
     rng = np.random.default_rng(seed)
     sources, total, held = {}, 0, 0
     for picture in pictures:
-        counts = _tissue_patches(picture, block_px, patch_px, min_saturation)
+        counts = _tissue_patches(picture, block_px, patch_px, min_saturation, max_nodata)
         corners = [corner for corner in counts if _is_whole(corner, picture, block_px)]
         tissue, inside, held_out = sum(counts.values()), 0, []
         for index in rng.permutation(len(corners)):
@@ -114,7 +134,7 @@ def draw_split(
 
 
 def _tissue_patches(
-    picture: Picture, block_px: int, patch_px: int, min_saturation: float
+    picture: Picture, block_px: int, patch_px: int, min_saturation: float, max_nodata: float
 ) -> dict[tuple[int, int], int]:
     """Tissue patches (without overlap) in each block, by the block's corner, row by row."""
     counts = {
@@ -122,7 +142,7 @@ def _tissue_patches(
         for y in range(0, picture.height, block_px)
         for x in range(0, picture.width, block_px)
     }
-    for patch in tissue_patches(picture, patch_px, patch_px, min_saturation):
+    for patch in tissue_patches(picture, patch_px, patch_px, min_saturation, max_nodata):
         counts[patch.x // block_px * block_px, patch.y // block_px * block_px] += 1
     return counts
 

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from ssl_diffusion import demo
+from ssl_diffusion.data import recipe
 from ssl_diffusion.errors import InputError
 
 NETWORKS = ("unet", "dit")
@@ -83,23 +84,20 @@ def published(network: str) -> ConfigDict:
     config.mesh = ConfigDict({"fsdp": 1})  # devices over which parameters and moments are split
 
     config.data = ConfigDict(
-        {
+        recipe.section()
+        | {
             "dir": "",
             "mix": (),  # ((dir, weight), ...) to train on several record sets
-            "images": "",
+            "source": "",
             "instructions": "",
-            "split": "",  # the folders train, val and test are the split
+            "split": "folders",  # train, val and test
             "patch_px": 256,
             "mpp": 0.5,
-            "source_mpp": placeholder(float),  # for images that do not say it
             "stride_px": 256,
             "min_saturation": 0.07,
-            "encoder": "",
             "autoencoder": "weights/vq_f4",
             "input": "latent",  # or "image": encoded on the device
             "variants": 2,  # a training patch and its mirror image
-            "posterior": False,
-            "patch_tokens": False,
             "tokens": {"count": 256, "dim": 768},  # the encoder's, where patch_tokens is set
             "embedding": {"tokens": 1, "dim": 768},
             "latent": {"channels": 3, "factor": 4},
@@ -162,7 +160,7 @@ def run_locally(config: ConfigDict) -> ConfigDict:
     config.data.update(
         {
             "dir": f"data/runlocal_{config.data.variants}_{int(config.data.posterior)}",
-            "images": demo.SLIDE,
+            "source": demo.SLIDE,
             "instructions": f"Run: {config.data.instructions.rpartition(': ')[2]}:runlocal",
             "split": demo.SPLIT,
             "patch_px": 64,

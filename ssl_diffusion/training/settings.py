@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ssl_diffusion.data.recipe import NEEDED, recipe_of
 from ssl_diffusion.data.records import Records, open_records
-from ssl_diffusion.data.sources import recipe_of
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.training.averages import profile_name
 from ssl_diffusion.training.optimizer import learning_rate
@@ -100,7 +100,7 @@ def _pairs(mix: Any) -> tuple[tuple[str, float], ...]:
 def _check_recipe(config: ConfigDict, records: Records) -> None:
     """InputError if the records were not made by the recipe that the config tells."""
     theirs, ours = recipe_of(records.metadata["recipe"]), recipe_of(config.data)
-    for name in ours:
+    for name in NEEDED:
         if name in ("encoder", "autoencoder") and not ours[name]:
             continue  # a task that reads images alone does not mind how they were encoded
         if theirs[name] != ours[name]:

@@ -1,0 +1,218 @@
+"""From a config's `data` section to everything that records are to be made of."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ssl_diffusion import demo
+from ssl_diffusion.data import groups
+from ssl_diffusion.data.images import ImageOrigin, cutting_of
+from ssl_diffusion.data.manifest import Row, read_manifest
+from ssl_diffusion.data.origins import SPLITS, Collection, Origin
+from ssl_diffusion.data.picture import COLOUR, RESAMPLING
+from ssl_diffusion.data.recipe import recipe_of
+from ssl_diffusion.data.split import Split, draw_split, read_split
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.files import write_json
+
+IMAGE_SUFFIXES = (
+    *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"),
+    *(".dcm", ".czi", ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".jp2", ".vrt", ".img"),
+)
+BRACS = ("N", "PB", "UDH", "FEA", "ADH", "DCIS", "IC")  # as its folders 0_N to 6_IC number them
+
+
+def collect_images(data: ConfigDict, split_file: Path) -> Collection:
+    """The pictures of `data.source`: one file, or a folder searched recursively, sorted by name.
+
+    Labels are the manifest's, else the folders below those of the splits. Who is in which split,
+    the first of these says that there is: `data.split`; a manifest's column; the folders train, val
+    and test; with three sources or more they are drawn whole; else blocks of each are held out,
+    drawn into `split_file`. Raises InputError with `data.instructions` (how to get the data set)
+    when there is nothing, for a manifest's file that is not there, and for a source in two splits.
+    """
+    recipe = recipe_of(data)
+    root = demo.resolve(data.source)
+    rows = read_manifest(recipe["manifest"]) if recipe["manifest"] else {}
+    files = _files(data, root, rows)
+    cutting = cutting_of(recipe)
+    origins = [
+        ImageOrigin(
+            name,
+            path,
+            cutting,
+            group=row.group or groups.group_of(name),
+            split=row.split,
+            label=row.label,
+            text=row.text,
+            mpp=row.mpp or recipe["source_mpp"],
+        )
+        for name, path in files.items()
+        for row in (rows.get(name, Row(name)),)
+    ]
+    if not rows:
+        origins = _labelled(origins)
+    how = recipe["split"] or _told(origins, rows)
+    origins = _SPLITTERS.get(how, _by_blocks)(origins, data, split_file)
+    if how in _SPLITTERS:
+        groups.check(origins)
+    return Collection(
+        origins,
+        "images",
+        _classes(origins),
+        settings={"resampling": RESAMPLING, "colour": COLOUR, "split_by": how},
+    )
+
+
+def _files(data: ConfigDict, root: Path, rows: dict[str, Row]) -> dict[str, str]:
+    """{name: path} of the pictures; those of the manifest, if there is one."""
+    if root.is_file():
+        return {root.name: str(data.source)}
+    if rows:
+        missing = [name for name in rows if not (root / name).is_file()]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of the manifest's {len(rows)} files are not in {data.source}: "
+                f"{', '.join(missing[:5])}{', ...' * (len(missing) > 5)}"
+            )
+        return {name: str(root / name) for name in rows}
+    found = [path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    found = sorted(path for path in found if path.is_file())
+    if not found:
+        raise InputError(f"no images in {data.source}. {data.get('instructions', '')}")
+    return {path.relative_to(root).as_posix(): str(path) for path in found}
+
+
+def _labelled(origins: Sequence[ImageOrigin]) -> list[ImageOrigin]:
+    """Labels from names as train/CLASS/image.png, where a class lies in more than one split.
+
+    BRACS has its classes as 0_N to 6_IC there, and for slides as Group_BT/Type_N.
+    """
+    found: dict[str, set[str]] = {}
+    for origin in origins:
+        split, *between = origin.name.split("/")[:-1] or ("",)
+        if split not in SPLITS or not between:
+            return list(origins)
+        found.setdefault(between[-1], set()).add(split)
+    if not all(len(splits) > 1 or _bracs(name) for name, splits in found.items()):
+        return list(origins)
+    return [
+        replace(origin, label=_bracs(folder) or folder)
+        for origin in origins
+        for folder in (origin.name.split("/")[-2],)
+    ]
+
+
+def _bracs(folder: str) -> str:
+    """The class that a folder of BRACS is named after; "" for other folders."""
+    for index, name in enumerate(BRACS):
+        if folder in (f"{index}_{name}", f"Type_{name}"):
+            return name
+    return ""
+
+
+def _classes(origins: Sequence[Origin]) -> tuple[str, ...]:
+    found = {origin.label for origin in origins} - {""}
+    return BRACS if found and found <= {*BRACS} else tuple(sorted(found))
+
+
+def _told(origins: Sequence[ImageOrigin], rows: dict[str, Row]) -> str:
+    """What says the splits, where the config does not."""
+    if any(row.split for row in rows.values()):
+        return "manifest"
+    if all(origin.name.split("/")[0] in SPLITS and "/" in origin.name for origin in origins):
+        return "folders"
+    many = len({origin.group for origin in origins}) >= groups.FEWEST
+    how = "sources" if many else "blocks"
+    logging.info(
+        "nothing says the splits: %s",
+        "whole sources are drawn" if many else "blocks of each source are held out",
+    )
+    return how
+
+
+def _by_manifest(origins: Sequence[ImageOrigin], *_) -> list[ImageOrigin]:
+    lacking = [origin.name for origin in origins if not origin.split]
+    if lacking:
+        raise InputError(
+            f"the manifest gives no split to {len(lacking)} of {len(origins)} files "
+            f"({', '.join(lacking[:5])}); give one to all, or to none"
+        )
+    return list(origins)
+
+
+def _by_folders(origins: Sequence[ImageOrigin], data: ConfigDict, _: Path) -> list[ImageOrigin]:
+    for origin in origins:
+        if origin.name.split("/")[0] not in SPLITS or "/" not in origin.name:
+            raise InputError(
+                f"{origin.path}: with config.data.split='folders', images lie in train/, val/ and "
+                f"test/ below {data.source}; sort them so, or split by a manifest or a split file"
+            )
+    return [replace(origin, split=origin.name.split("/")[0]) for origin in origins]
+
+
+def _by_sources(origins: Sequence[ImageOrigin], data: ConfigDict, _: Path) -> list[ImageOrigin]:
+    return groups.draw(origins, tuple(recipe_of(data)["held_out"]))
+
+
+def _by_blocks(
+    origins: Sequence[ImageOrigin], data: ConfigDict, split_file: Path
+) -> list[ImageOrigin]:
+    """The split file, drawn and written first if it does not exist."""
+    names = [Path(origin.path).name for origin in origins]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(
+            f"{data.source} holds several images called {', '.join(twice)}; a split file knows "
+            "images by name: rename them"
+        )
+    size = data.patch_px
+    if not demo.resolve(split_file).exists():
+        # One after the other: a plain image is in memory whole while it is looked at.
+        drawn = draw_split(
+            (origin.cutting.open(origin.path, origin.mpp) for origin in origins),
+            seed=0,
+            mpp=data.mpp,
+            patch_px=size,
+            min_saturation=origins[0].cutting.min_saturation,
+            max_nodata=origins[0].cutting.max_nodata,
+            block_px=4 * size,
+        )
+        write_json(split_file, drawn)
+        logging.info("drew the split %s: %s", split_file, drawn["drawn"])
+    split = read_split(split_file)
+    _check_blocks(split, data, split_file)
+    for origin in origins:
+        split.check_image(origin.path)
+    return [replace(origin, blocks=split.blocks(origin.path)) for origin in origins]
+
+
+def _check_blocks(split: Split, data: ConfigDict, split_file: Path) -> None:
+    size = data.patch_px
+    if split.mpp not in (None, data.mpp):
+        raise InputError(
+            f"the blocks of split {split_file} count at {split.mpp:g} µm per pixel, but "
+            f"config.data.mpp is {data.mpp:g}; use another split file"
+        )
+    if size % data.stride_px or split.block_px % size:
+        raise InputError(
+            f"stride {data.stride_px} and patches of {size} px with held-out blocks of "
+            f"{split.block_px} px; expected one to divide the next"
+        )
+
+
+_SPLITTERS: dict[str, Callable[..., list[ImageOrigin]]] = {
+    "manifest": _by_manifest,
+    "folders": _by_folders,
+    "sources": _by_sources,
+}
+
+
+def collect(data: ConfigDict, split_file: Path) -> Collection:
+    """Everything at `data.source`, by the layout that is recognised there.
+
+    Raises InputError as the layouts' own functions do.
+    """
+    return collect_images(data, split_file)

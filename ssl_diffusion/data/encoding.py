@@ -1,0 +1,146 @@
+"""What is stored beside images: embeddings, patch tokens and latents, in chunks of one size."""
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from ssl_diffusion.data.origins import Collection
+from ssl_diffusion.data.writer import Layout
+from ssl_diffusion.encoders.encoder import SSLEncoder
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.models.autoencoder import Autoencoder
+from ssl_diffusion.weights.model import CHUNK, FirstStage, load_autoencoder, load_encoder
+
+
+class Encoding:
+    """The models of a recipe, at work.
+
+    Every patch is embedded and encoded in a chunk that is padded to a fixed size, so that what is
+    stored does not depend on what it was batched with. Every variant of a patch is embedded and
+    encoded itself: a flipped latent is not the latent of the flipped image. Raises InputError for
+    entries of the recipe that its models cannot serve.
+    """
+
+    def __init__(self, recipe: Mapping[str, Any], collection: Collection):
+        self._recipe, self._collection = recipe, collection
+        self.encoder: SSLEncoder | None = None
+        self.first_stage: FirstStage | None = None
+        if recipe["encoder"]:
+            self.encoder = load_encoder(recipe["encoder"])
+        if recipe["autoencoder"]:
+            self.first_stage = load_autoencoder(recipe["autoencoder"])
+        self._check()
+
+    def _check(self) -> None:
+        recipe, brought = self._recipe, self._collection
+        if recipe["patch_tokens"] and not self.encoder:
+            raise InputError("config.data.patch_tokens needs an encoder; name one in data.encoder")
+        if recipe["posterior"] and not (self.first_stage and not self.first_stage.network.codebook):
+            found = "which quantises vectors and has no posterior"
+            if not self.first_stage:
+                found = "which is none"
+            raise InputError(
+                f"config.data.posterior needs a KL autoencoder; found {recipe['autoencoder']!r}, "
+                f"{found}: name another in data.autoencoder, or set posterior to False"
+            )
+        own = (brought.embedding and not self.encoder) or (brought.latent and not self.first_stage)
+        if own and recipe["variants"] > 1:
+            raise InputError(
+                f"config.data.variants is {recipe['variants']}, but {recipe['source']} brings "
+                "embeddings or latents of the patches alone; set it to 1, or name an encoder and "
+                "an autoencoder"
+            )
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether anything is computed of pixels."""
+        return bool(self.encoder or self.first_stage)
+
+    @property
+    def layout(self) -> Layout:
+        """What the records have."""
+        recipe, brought = self._recipe, self._collection
+        embedding, latent, posterior = brought.embedding, brought.latent, brought.latent_std
+        if self.encoder:
+            told = self.encoder.spec["embedding"]
+            embedding = told["tokens"], told["dim"]
+        if self.first_stage:
+            network, posterior = self.first_stage.network, recipe["posterior"]
+            side = recipe["patch_px"] // network.factor
+            latent = side, side, network.latent_channels
+        return Layout(
+            embedding=embedding,
+            latent=latent,
+            posterior=posterior,
+            tokens=self.encoder.patch_tokens if recipe["patch_tokens"] else None,
+            variants=recipe["variants"] > 1,
+            classes=brought.classes,
+            text=any(origin.text for origin in brought.origins),
+        )
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the description says of the arrays."""
+        layout, said = self.layout, {}
+        if layout.embedding:
+            said["embedding"] = dict(zip(("tokens", "dim"), layout.embedding, strict=True))
+        if self.encoder:
+            said["embedding"] = dict(self.encoder.spec["embedding"])
+        if layout.tokens:
+            said["tokens"] = dict(zip(("count", "dim"), layout.tokens, strict=True))
+        if self.first_stage:
+            said["latent"] = self.first_stage.spec["latent"]
+        elif layout.latent:
+            said["latent"] = {"shift": 0.0, "scale": 1.0}
+        return said
+
+    def warn_of_another_split(self, split_sha256: str) -> None:
+        """Logs which of the models was trained with another split than the records'."""
+        for name, model in (("encoder", self.encoder), ("autoencoder", self.first_stage)):
+            theirs = model.spec.get("trained", {}).get("split_sha256") if model else None
+            if theirs not in (None, split_sha256):
+                logging.warning(
+                    "the %s was trained with another split; held-out figures are honest only if it "
+                    "saw none of these held-out patches",
+                    name,
+                )
+
+    def fields(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> dict[str, np.ndarray]:
+        """Arrays [n, ...] by feature, of one patch or more."""
+        fields: dict[str, np.ndarray] = {}
+        if self.encoder and self._recipe["patch_tokens"]:
+            fields["embedding"], tokens = self.encoder.embed_with_patches(pixels)
+            fields["tokens"] = tokens.astype(np.float16)
+        elif self.encoder:
+            fields["embedding"] = self.encoder.embed(pixels)
+        if self.first_stage and self._recipe["posterior"]:
+            mean, deviation = _posterior(self.first_stage, pixels)
+            fields["latent"] = mean.astype(np.float16)
+            fields["latent_std"] = deviation.astype(np.float16)
+        elif self.first_stage:
+            fields["latent"] = self.first_stage.encode(pixels).astype(np.float16)
+        return fields
+
+
+def _posterior(
+    stage: FirstStage, pixels: UInt8[np.ndarray, "n H W 3"]
+) -> tuple[Float[np.ndarray, "n h w c"], Float[np.ndarray, "n h w c"]]:
+    """Mean and standard deviation of raw latents, in chunks of one size as `encode` has them."""
+    parts = []
+    for start in range(0, len(pixels), CHUNK):
+        chunk = pixels[start : start + CHUNK]
+        padding = np.zeros((CHUNK - len(chunk), *chunk.shape[1:]), np.uint8)
+        moments = _moments(stage.network, stage.params, np.concatenate([chunk, padding]))
+        parts.append([np.asarray(array)[: len(chunk)] for array in moments])
+    mean, log_variance = map(np.concatenate, zip(*parts, strict=True))
+    return mean, np.exp(0.5 * log_variance)
+
+
+@partial(jax.jit, static_argnums=0)
+def _moments(network: Autoencoder, params: PyTree, images: Array):
+    return network.apply({"params": params}, images / 127.5 - 1.0, method="moments")

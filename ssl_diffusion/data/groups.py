@@ -1,0 +1,77 @@
+"""Splits are of whole groups (patients, slides, regions), never of patches."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ssl_diffusion import demo
+from ssl_diffusion.data.origins import Origin
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.files import sha256
+
+# Names that say whose an image is: the patient of a TCGA barcode, the slide of a BRACS region.
+_SUBJECT = re.compile(r"(TCGA-\w\w-\w{4})(?=\W|$)|(BRACS_\d+)(?=[_.]|$)")
+FEWEST = 3  # groups from which train, val and test can be drawn
+
+
+def group_of(name: str) -> str:
+    """What an image of this name is a part of, as far as published names tell; itself else."""
+    match = _SUBJECT.match(Path(name).name)
+    return match[0] if match else name
+
+
+def draw(origins: Sequence[Origin], held_out: tuple[float, float]) -> list[Origin]:
+    """The origins with a split each: whole groups, drawn by the hash of their name.
+
+    `held_out` are the parts of the groups in val and in test, at least one group each where the
+    part is not 0. The order of the origins does not matter, and which groups there are besides
+    hardly does. Raises InputError for fewer than FEWEST groups.
+    """
+    groups = sorted({origin.group for origin in origins}, key=_lot)
+    if len(groups) < FEWEST:
+        raise InputError(
+            f"{len(groups)} sources are too few to draw whole ones into train, val and test; give "
+            "their splits in a manifest, or hold out blocks of them: --split=blocks"
+        )
+    val, test = (max(1, round(part * len(groups))) if part else 0 for part in held_out)
+    split_of = dict.fromkeys(groups, "train")
+    split_of |= dict.fromkeys(groups[:test], "test")
+    split_of |= dict.fromkeys(groups[test : test + val], "val")
+    return [replace(origin, split=split_of[origin.group]) for origin in origins]
+
+
+def check(origins: Sequence[Origin]) -> None:
+    """Raises InputError if a group, or a file of the same name and content, is in two splits."""
+    first: dict[str, Origin] = {}
+    for origin in origins:
+        other = first.setdefault(origin.group, origin)
+        if other.split != origin.split:
+            raise InputError(
+                f"{origin.group} is in two splits: {other.name} in {other.split}, {origin.name} in "
+                f"{origin.split}; splits are by source, not by patch: give it one"
+            )
+    by_name: dict[str, list[Origin]] = {}
+    for origin in origins:
+        others = by_name.setdefault(Path(origin.path).name, [])
+        for other in others:
+            if other.split != origin.split and _same(other.path, origin.path):
+                raise InputError(
+                    f"{other.name} ({other.split}) and {origin.name} ({origin.split}) are the same "
+                    "image; splits are by source: leave one out"
+                )
+        others.append(origin)
+
+
+def _lot(group: str) -> bytes:
+    return hashlib.sha256(group.encode()).digest()
+
+
+def _same(path: str, other: str) -> bool:
+    if path == other:
+        return False  # two lists of patches in one file
+    files = demo.resolve(path), demo.resolve(other)
+    if files[0].stat().st_size != files[1].stat().st_size:
+        return False
+    return sha256(files[0]) == sha256(files[1])
