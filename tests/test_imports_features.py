@@ -9,7 +9,7 @@ from PIL import Image
 from ssl_diffusion.data.imports.layouts import find
 from ssl_diffusion.errors import InputError
 
-SLIDES = ("TCGA-A1-0001-01Z.aaa", "TCGA-B2-0002-01Z.bbb")  # names hold dots
+SLIDES = ("TCGA-A1-0001-01Z.aaa", "TCGA-B2-0002-01Z.bbb", "TCGA-C3-0003-01Z.ccc")  # names hold dots
 LARGE = 2 * SIDE  # side of a patch at level 0
 COORDS = np.array([[0, 0], [64, 0], [7, 33], [0, 64], [100, 64]])
 TRIDENT = {"patch_size": SIDE, "patch_size_level0": LARGE, "level0_magnification": 40}
@@ -53,8 +53,8 @@ def trident(tmp_path):
 def test_patches_are_cut_from_the_slides(trident, slides):
     collection, examples = read(trident, slides=str(slides))
     assert (collection.layout, collection.embedding) == ("features of slides", (1, 6))
-    assert {o.group for o in collection.origins} == {"TCGA-A1-0001", "TCGA-B2-0002"}
-    assert len(examples) == 2 * (len(COORDS) - 1)  # the last reaches over the edge
+    assert {o.group for o in collection.origins} == {slide[:12] for slide in SLIDES}
+    assert len(examples) == 3 * (len(COORDS) - 1)  # the last reaches over the edge
     for slide, pixels in PIXELS.items():
         of_slide = [e for e in examples if e["origin"].name.startswith(slide)]
         for (x, y), embedding, example in zip(COORDS, FEATURES[slide], of_slide, strict=False):
@@ -151,7 +151,7 @@ def test_features_of_two_encoders_have_to_be_chosen(trident, slides):
     save_bare(job / "features_ibot")
     with pytest.raises(InputError, match="features in 2 folders .*features_ibot.*features_uni"):
         read(trident, slides=str(slides))
-    assert len(read(job / "features_uni", slides=str(slides))[0].origins) == 2
+    assert len(read(job / "features_uni", slides=str(slides))[0].origins) == 3
 
 
 def test_another_slide_and_another_magnification_are_refused(trident, slides, monkeypatch):

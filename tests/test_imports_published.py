@@ -8,6 +8,7 @@ from cut_before import SIDE, image_of, read, save_image, save_npy
 from ssl_diffusion.errors import InputError
 
 SLIDES = ("TCGA-A1-0001-01Z-00-DX1", "TCGA-A1-0001-01Z-00-DX2", "TCGA-B2-0002-01Z-00-DX1")
+OTHER = ["TCGA-C3-0003-01Z-00-DX1/5_5.jpeg"]
 NAMES = [f"{slide}/{column}_7.jpeg" for column in range(4) for slide in SLIDES]
 FEATURES = np.random.default_rng(0).normal(size=(len(NAMES), 6)).astype(np.float32)
 INDICES = {"train": [0, 3, 6, 9, 1], "test": [2, 5, 8]}
@@ -66,20 +67,25 @@ def test_the_list_is_that_of_the_resolution(brca):
 
 def test_without_split_files_patients_are_drawn_and_pieces_left_out(tmp_path):
     """The layout of CRC: images below the folder itself, one of them cut by the slide's edge."""
-    for index, name in enumerate(NAMES):
+    names = NAMES + OTHER
+    for index, name in enumerate(names):
         save_image(tmp_path / name, index, SIDE - (index == 4))
-    save_npy(tmp_path / "patches_20x_all.npy", np.array(NAMES).astype("S"))
-    save_features(tmp_path / "features.h5", feat_20x=FEATURES)
+    save_npy(tmp_path / "patches_20x_all.npy", np.array(names).astype("S"))
+    save_features(tmp_path / "features.h5", feat_20x=np.append(FEATURES, FEATURES[:1], 0))
     collection, examples = read(tmp_path)
-    assert len(examples) == len(NAMES) - 1
+    assert len(examples) == len(names) - 1
     assert not any((e["embedding"] == FEATURES[4]).all() for e in examples)
     splits = {}
     for origin in collection.origins:
         splits.setdefault(origin.group, set()).add(origin.split)
-    assert {*splits} == {"TCGA-A1-0001", "TCGA-B2-0002"}  # both slides of a patient in one
-    assert sorted(splits.values(), key=min) == [{"test"}, {"train"}]
+    assert {*splits} == {
+        "TCGA-A1-0001",
+        "TCGA-B2-0002",
+        "TCGA-C3-0003",
+    }  # both slides of a patient in one
+    assert sorted(splits.values(), key=min) == [{"test"}, {"train"}, {"val"}]
     again, _ = read(tmp_path)
-    assert [o.name for o in again.origins] == [o.name for o in collection.origins]
+    assert [o.split for o in again.origins] == [o.split for o in collection.origins]
 
 
 def test_satellite_lists_are_by_split(tmp_path):

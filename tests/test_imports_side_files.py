@@ -6,7 +6,9 @@ from cut_before import SIDE, image_of, read, save_image, save_npy
 
 from ssl_diffusion.errors import InputError
 
-SLIDES = ("tcga/acc/single/TCGA-A1-0001-01Z", "tcga/lihc/single/TCGA-B2-0002-01Z")
+SLIDES = tuple(
+    f"tcga/{name}-01Z" for name in ("acc/TCGA-A1-0001", "lihc/TCGA-B2-0002", "TCGA-C3-0003")
+)
 NAMES = [f"{slide}/{column}_{row}" for slide in SLIDES for row in (2, 3) for column in (0, 1)]
 RNG = np.random.default_rng(0)
 
@@ -42,8 +44,8 @@ def test_every_patch_has_its_embedding_and_latent(tmp_path):
         np.testing.assert_array_equal(example["latent_std"], moments[16:].transpose(1, 2, 0))
     assert {(e["x"], e["y"]) for e in examples} == {(x, y) for x in (0, 32) for y in (64, 96)}
     splits = {o.group: o.split for o in collection.origins}
-    assert sorted(splits) == ["TCGA-A1-0001", "TCGA-B2-0002"]
-    assert sorted(splits.values()) == ["test", "train"]
+    assert sorted(splits) == ["TCGA-A1-0001", "TCGA-B2-0002", "TCGA-C3-0003"]
+    assert sorted(splits.values()) == ["test", "train", "val"]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_what_a_link_of_the_user_leads_to_is_read(tmp_path):
 def test_a_missing_file_is_named_with_the_counts(tmp_path):
     save(tmp_path)
     (tmp_path / "features" / f"{NAMES[0]}_uni.npy").unlink()
-    with pytest.raises(InputError, match=f"8 patches.* 7 files .*{NAMES[0]}_uni.npy is missing"):
+    with pytest.raises(InputError, match=f"12 patches.* 11 files .*{NAMES[0]}_uni.npy is missing"):
         read(tmp_path)
 
 

@@ -109,15 +109,13 @@ def test_version_and_config_are_found(tmp_path):
 
 def test_a_train_split_alone_is_drawn_from_only_if_asked(tmp_path):
     folder = write(tmp_path / "1.0.0", {"train": 20, "extra": 1})
-    with pytest.raises(InputError, match="give shares of train, val and test"):
+    with pytest.raises(InputError, match="set config.data.split to 'records'"):
         read(folder)
-    collection, examples = read(folder, fractions=(0.6, 0.1, 0.3))
+    collection, examples = read(folder, split="records", held_out=(0.1, 0.3))
     splits = [e["split"] for e in examples]
     assert [splits.count(s) for s in ("train", "val", "test")] == [12, 2, 6]
     assert {e["encoded"] for e in examples} == {encoded(seed) for seed in range(20)}
     assert collection.settings["left_out"] == ["extra"]
-    with pytest.raises(InputError, match="shares of train, val and test that add up"):
-        read(folder, fractions=(0.6, 0.1, 0.6))
 
 
 def test_other_sizes_and_features_are_refused(tmp_path):

@@ -22,16 +22,18 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from ssl_diffusion import demo
+from ssl_diffusion.data import groups
 from ssl_diffusion.data.imports import arrays
-from ssl_diffusion.data.imports.groups import draw, origin_name, patient_of
+from ssl_diffusion.data.imports.names import origin_name
 from ssl_diffusion.data.imports.patch_files import PER_ORIGIN, ROW, walk
 from ssl_diffusion.data.imports.patch_sizes import coordinates, corners_of, said_side
 from ssl_diffusion.data.origins import Collection, Example
+from ssl_diffusion.data.recipe import recipe_of
 from ssl_diffusion.data.slides import Picture, open_image
 from ssl_diffusion.errors import InputError
 
 SLIDES = (
-    *(".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"),
+    *(".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi"),
     *(".ome.tiff", ".ome.tif", ".tiff", ".tif", ".png", ".jpeg", ".jpg"),
 )
 WHOLE_SLIDES = "slide_features_"  # folders in which TRIDENT keeps one vector a slide
@@ -51,7 +53,7 @@ class SlideWithFeatures:
 
     name: str
     path: str
-    split: str
+    split: str | None
     group: str
     slides: tuple[str, ...]
     start: int
@@ -176,13 +178,12 @@ def collect(data: ConfigDict) -> Collection:
     if len(shapes) > 1:
         found = ", ".join(f"{list(shape)} in {path}" for shape, path in shapes.items())
         raise InputError(f"embeddings have different shapes: {found}; prepare them apart")
-    splits = draw((patient_of(path.stem) for path in files if counts[path]), data)
     origins = [
         SlideWithFeatures(
-            name=origin_name(path.stem, splits[patient_of(path.stem)], start // PER_ORIGIN),
+            name=origin_name(path.stem, None, start // PER_ORIGIN),
             path=str(path),
-            split=splits[patient_of(path.stem)],
-            group=patient_of(path.stem),
+            split=None,
+            group=groups.group_of(path.stem),
             slides=slides.get(path.stem, ()),
             start=start,
             patch_px=data.patch_px,
@@ -193,6 +194,7 @@ def collect(data: ConfigDict) -> Collection:
         for path in files
         for start in range(0, counts[path], PER_ORIGIN)
     ]
+    origins = groups.draw(origins, tuple(recipe_of(data)["held_out"]))
     return Collection(origins, "features of slides", embedding=next(iter(shapes)))
 
 

@@ -26,10 +26,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_diffusion import demo
+from ssl_diffusion.data import groups
 from ssl_diffusion.data.imports import arrays
-from ssl_diffusion.data.imports.groups import draw, origin_name, patient_of, slide_of, tile_of
+from ssl_diffusion.data.imports.names import origin_name, slide_of, tile_of
 from ssl_diffusion.data.imports.patch_files import PER_ORIGIN, ROW, read_patch
 from ssl_diffusion.data.origins import SPLITS, Collection, Example
+from ssl_diffusion.data.recipe import recipe_of
 from ssl_diffusion.errors import InputError
 
 LISTS = ("patch_list_*.npy", "patches_*_all.npy")
@@ -58,7 +60,7 @@ class ListedPatches:
 
     name: str
     path: str
-    split: str
+    split: str | None
     group: str
     key: str
     images: str
@@ -250,27 +252,24 @@ def _origins(
         name = arrays.text(names[index])
         arrays.check_path(entry.images, name, entry.file)
         slides.setdefault(slide_of(name), array("q")).append(index)
-    groups = {slide: slide if entry.split else patient_of(slide) for slide in slides}
-    drawn = {} if entry.split else draw(groups.values(), data)
-    origins = []
-    for slide, members in slides.items():
-        split = entry.split or drawn[groups[slide]]
-        for start in range(0, len(members), PER_ORIGIN):
-            origins.append(
-                ListedPatches(
-                    name=origin_name(slide, split, start // PER_ORIGIN),
-                    path=str(entry.file),
-                    split=split,
-                    group=groups[slide],
-                    key=entry.key,
-                    images=str(entry.images),
-                    features=features,
-                    feature_key=entry.feature_key,
-                    indices=np.array(members[start : start + PER_ORIGIN], np.int64),
-                    patch_px=data.patch_px,
-                )
-            )
-    return origins
+    origins = [
+        ListedPatches(
+            name=origin_name(slide, entry.split, start // PER_ORIGIN),
+            path=str(entry.file),
+            split=entry.split,
+            # Published splits are of slides, and may have two of one patient in both.
+            group=slide if entry.split else groups.group_of(slide),
+            key=entry.key,
+            images=str(entry.images),
+            features=features,
+            feature_key=entry.feature_key,
+            indices=np.array(members[start : start + PER_ORIGIN], np.int64),
+            patch_px=data.patch_px,
+        )
+        for slide, members in slides.items()
+        for start in range(0, len(members), PER_ORIGIN)
+    ]
+    return origins if entry.split else groups.draw(origins, tuple(recipe_of(data)["held_out"]))
 
 
 def _check_size(origins: list[ListedPatches]) -> None:

@@ -24,8 +24,9 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from ssl_diffusion import demo
+from ssl_diffusion.data import groups
 from ssl_diffusion.data.imports import arrays
-from ssl_diffusion.data.imports.groups import draw, origin_name, patient_of, slide_of, tile_of
+from ssl_diffusion.data.imports.names import origin_name, slide_of, tile_of
 from ssl_diffusion.data.imports.patch_files import (
     PER_ORIGIN,
     ROW,
@@ -36,6 +37,7 @@ from ssl_diffusion.data.imports.patch_files import (
     walk,
 )
 from ssl_diffusion.data.origins import SPLITS, Collection, Example
+from ssl_diffusion.data.recipe import recipe_of
 from ssl_diffusion.errors import InputError
 
 EMBEDDING, LATENT = "_uni.npy", "_sd3_vae.npy"
@@ -65,7 +67,7 @@ class PatchesWithFiles:
 
     name: str
     path: str
-    split: str
+    split: str | None
     group: str
     names: tuple[str, ...]
     layout: Layout
@@ -192,26 +194,20 @@ def _origins(names: list[str], layout: Layout, data: ConfigDict) -> list[Patches
     for name in names:
         slides.setdefault(slide_of(name), []).append(name)
     above = {slide: PurePosixPath(slide).parts[:1] for slide in slides}
-    sorted_by_hand = {part for parts in above.values() for part in parts} <= {*SPLITS}
-    if sorted_by_hand and all(above.values()):
-        groups = {slide: "/".join(PurePosixPath(slide).parts[1:]) or slide for slide in slides}
-        splits = {slide: above[slide][0] for slide in slides}
-    else:
-        groups = {slide: patient_of(slide) for slide in slides}
-        drawn = draw(groups.values(), data)
-        splits = {slide: drawn[group] for slide, group in groups.items()}
-    return [
+    by_folder = all(above.values()) and {part for (part,) in above.values()} <= {*SPLITS}
+    origins = [
         PatchesWithFiles(
-            name=origin_name(slide, splits[slide], start // PER_ORIGIN),
+            name=origin_name(slide, None, start // PER_ORIGIN),
             path=str(Path(layout.images, members[start])),
-            split=splits[slide],
-            group=groups[slide],
+            split=above[slide][0] if by_folder else None,
+            group=groups.group_of(slide.partition("/")[2] or slide if by_folder else slide),
             names=tuple(members[start : start + PER_ORIGIN]),
             layout=layout,
         )
         for slide, members in slides.items()
         for start in range(0, len(members), PER_ORIGIN)
     ]
+    return origins if by_folder else groups.draw(origins, tuple(recipe_of(data)["held_out"]))
 
 
 def _embedding(path: Path, expected: tuple[int, int] | None) -> Float[np.ndarray, "tokens dim"]:

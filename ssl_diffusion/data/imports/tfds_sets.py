@@ -25,15 +25,16 @@ from ml_collections import ConfigDict
 from tensorflow_datasets.core import example_parser
 
 from ssl_diffusion import demo
-from ssl_diffusion.data.imports.groups import fractions_of
 from ssl_diffusion.data.imports.patch_files import PER_ORIGIN, ROW, check_patch
 from ssl_diffusion.data.imports.tfrecords import TFRecords
 from ssl_diffusion.data.origins import SPLITS, Collection, Example
+from ssl_diffusion.data.recipe import recipe_of
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
 
 PREFIX = "tfds:"
 NAME = re.compile(r"tfds:(\w+)(?:/([\w.+-]+))?(?::(\d+\.\d+\.\d+))?")
+DRAWN = "records"
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 CALLED = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 READERS = {"array_record": ArrayRecordDataSource, "tfrecord": TFRecords}
@@ -46,8 +47,7 @@ class PreparedRecords:
     Attributes:
       path: the folder of the data set.
       theirs: the split as the data set calls it.
-      start, stop: which records, in the order of the files or, with `fractions`, as they are drawn.
-      fractions: shares of train, val and test where the data set has one split; else empty.
+      start, stop: which records, in the order of the files or, if `drawn`, of a permutation.
     """
 
     name: str
@@ -58,7 +58,7 @@ class PreparedRecords:
     start: int
     stop: int
     patch_px: int
-    fractions: tuple[float, ...] = ()
+    drawn: bool = False
     label: str = ""
     text: str = ""
 
@@ -73,7 +73,7 @@ class _OpenedRecords:
         info = _info(Path(origin.path))
         self._data = _open_split(info, origin.theirs)
         self._indices = np.arange(len(self._data))
-        if origin.fractions:
+        if origin.drawn:
             self._indices = np.random.default_rng(0).permutation(self._indices)
         self._indices = np.sort(self._indices[origin.start : origin.stop])
         kept = {name: info.features[name] for name in ("image", "label") if name in info.features}
@@ -114,8 +114,8 @@ def collect(data: ConfigDict) -> Collection:
     """The records of a prepared data set, by its own splits.
 
     It is looked for in `data.tfds_dir`, or else where TFDS keeps its data sets. Where it has only a
-    split train, single records are drawn, if `data.fractions` allows it. Raises InputError for what
-    was not prepared, has no `image`, or no records to test on.
+    split train, `data.split` = "records" has single ones drawn by `data.held_out`. Raises
+    InputError for what was not prepared, has no `image`, or no records to test on.
     """
     folder = _find(data) if data.source.startswith(PREFIX) else demo.resolve(data.source)
     info = _info(folder)
@@ -129,21 +129,21 @@ def collect(data: ConfigDict) -> Collection:
     counts = {name: len(_open_split(info, name)) for name in taken}
     taken = {name: split for name, split in taken.items() if counts[name]}
     drawn = list(taken.values()) == ["train"]
-    if drawn and not data.get("fractions"):
+    if drawn and data.get("split") != DRAWN:
         raise InputError(
             f"{folder} has a split train and none to test on, and its records do not say their "
-            "slides; to draw single patches although neighbours may fall apart, give shares of "
-            "train, val and test: --config.data.fractions='(0.8, 0.1, 0.1)'"
+            "slides; to draw single records, although neighbours may come into two splits, set "
+            f"config.data.split to {DRAWN!r}"
         )
     if not drawn and not {"train", "test"} <= {*taken.values()}:
         raise InputError(
             f"{folder} has splits {dict.fromkeys(info.splits)}, expected train and test, with or "
             "without validation"
         )
-    fractions = fractions_of(data) if drawn else ()
-    parts = []  # (split, the data set's name for it, first, end)
     if drawn:
-        edges = np.round(np.cumsum((0.0, *fractions)) * counts["train"]).astype(int).tolist()
+        val, test = recipe_of(data)["held_out"]
+        edges = np.round(np.cumsum([0, 1 - val - test, val, test]) * counts["train"])
+        edges = edges.astype(int).tolist()
         parts = [(s, "train", *edges[i : i + 2]) for i, s in enumerate(SPLITS)]
     else:
         parts = [(split, name, 0, counts[name]) for name, split in taken.items()]
@@ -154,7 +154,7 @@ def collect(data: ConfigDict) -> Collection:
             stop = min(start + PER_ORIGIN, end)
             origins.append(
                 PreparedRecords(
-                    name, str(folder), split, name, theirs, start, stop, data.patch_px, fractions
+                    name, str(folder), split, name, theirs, start, stop, data.patch_px, drawn
                 )
             )
     return Collection(
