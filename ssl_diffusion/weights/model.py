@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from ssl_diffusion import demo
 from ssl_diffusion.diffusion.denoiser import Denoiser, make_denoiser
 from ssl_diffusion.diffusion.schedule import Schedule, make_schedule, with_defaults
+from ssl_diffusion.encoders.build import build_encoder, check_image_size
 from ssl_diffusion.encoders.encoder import SSLEncoder
-from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import sha256
 from ssl_diffusion.models.autoencoder import Autoencoder
@@ -28,8 +28,7 @@ from ssl_diffusion.models.build import FLOAT32, Policy, build, build_conditioner
 from ssl_diffusion.models.conditioner import Conditioner, TokenProjection, null_context
 from ssl_diffusion.models.layers import project_context
 from ssl_diffusion.weights.folder import WEIGHTS, read_arrays, read_params, read_spec
-from ssl_diffusion.weights.layouts.vit import shapes as encoder_shapes
-from ssl_diffusion.weights.reader import autoencoder_shapes
+from ssl_diffusion.weights.reader import autoencoder_shapes, encoder_shapes
 
 # What a start may lack: what reads the context, and the projector of training.
 STAYS_FRESH = re.compile(r"^conditioner/|^projector/|/attn2/to_[kv]/|/context_embed/")
@@ -83,12 +82,8 @@ def load_encoder(folder: str | Path) -> SSLEncoder:
     It runs at the `image_size` of its model.json, which may be another than its architecture's.
     """
     spec = read_spec(folder, "encoder")
-    network = build(ViT, spec["architecture"])
-    size, patch = spec["image_size"], network.patch_size
-    if type(size) is not int or size < patch or size % patch:
-        raise InputError(
-            f"{folder}: image_size is {size!r}, expected a multiple of its patch size, {patch} px"
-        )
+    network = build_encoder(spec["architecture"])
+    check_image_size(network, spec["image_size"], f"{folder}: image_size")
     params = read_params(folder, encoder_shapes(spec["architecture"]))
     return SSLEncoder(network, _on_device(params), spec)
 
