@@ -83,6 +83,7 @@ def test_ctranspath_is_converted_runs_and_comes_back(published, tmp_path):
     folder = convert(published, tmp_path / "model", **colours)
     spec = json.loads((folder / "model.json").read_text())
     assert spec["architecture"] == SMALL and spec["image_size"] == 56
+    assert spec["image_resize"] == "bilinear"
     assert spec["embedding"] == {"tokens": 1, "dim": 64} and spec["mean"] == [0.1, 0.2, 0.3]
     encoder = load_encoder(folder)
     images = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), np.uint8)

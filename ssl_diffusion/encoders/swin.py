@@ -228,8 +228,8 @@ def shift_mask(side: int, window: int, shift: int) -> Float[np.ndarray, "k n n"]
     positions = window * window
     if not shift:
         return np.zeros((1, positions, positions), np.float32)
-    place = np.arange(side)
-    part = (place >= side - window).astype(int) + (place >= side - shift)
-    label = (3 * part[:, None] + part).reshape(side // window, window, side // window, window)
+    wrapped = (np.arange(side) >= side - shift).astype(int)  # came from the other edge
+    label = 2 * wrapped[:, None] + wrapped
+    label = label.reshape(side // window, window, side // window, window)
     label = label.swapaxes(1, 2).reshape(math.prod(label.shape) // positions, positions)
     return np.where(label[:, :, None] == label[:, None], 0.0, APART).astype(np.float32)

@@ -20,7 +20,7 @@ from ssl_diffusion import demo
 from ssl_diffusion.diffusion.denoiser import Denoiser, make_denoiser
 from ssl_diffusion.diffusion.schedule import Schedule, make_schedule, with_defaults
 from ssl_diffusion.encoders.build import build_encoder, check_image_size
-from ssl_diffusion.encoders.encoder import SSLEncoder
+from ssl_diffusion.encoders.encoder import RESIZES, SSLEncoder
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import sha256
 from ssl_diffusion.models.autoencoder import Autoencoder
@@ -84,6 +84,10 @@ def load_encoder(folder: str | Path) -> SSLEncoder:
     spec = read_spec(folder, "encoder")
     network = build_encoder(spec["architecture"])
     check_image_size(network, spec["image_size"], f"{folder}: image_size")
+    if (rule := spec.get("image_resize", "bicubic")) not in (*RESIZES,):
+        raise InputError(
+            f"{folder}: image_resize is {rule!r}, expected one of {', '.join(RESIZES)}"
+        )
     params = read_params(folder, encoder_shapes(spec["architecture"]))
     return SSLEncoder(network, _on_device(params), spec)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ssl_diffusion.encoders.build import build_encoder
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
 from ssl_diffusion.weights.folder import read_spec
@@ -70,9 +71,13 @@ def embedding_spec(
             f"denoiser wants {tokens} of {dim}; give the encoder that it was trained with"
         )
     if spec["image_size"] != patch_px:
-        raise InputError(
-            f"--encoder={settings.encoder} is run at {spec['image_size']} px, the denoiser's "
-            f"patches have {patch_px} px; convert the encoder with --image_size={patch_px}"
+        fits = patch_px % build_encoder(spec["architecture"]).size_step == 0
+        logging.warning(
+            "--encoder=%s is run at %d px: the denoiser's patches of %d px are resized to that%s",
+            settings.encoder,
+            spec["image_size"],
+            patch_px,
+            f"; if it is to see them as they are, convert it with --image_size={patch_px}" * fits,
         )
     source = spec.get("source", {})
     known = {name: source[name] for name in ("file", "sha256") if name in source}

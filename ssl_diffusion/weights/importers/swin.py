@@ -24,6 +24,7 @@ def import_swin(path: Path, settings: Settings) -> Imported:
         "kind": "encoder",
         "architecture": architecture,
         "image_size": size,
+        "image_resize": "bilinear",  # of the published code's preprocessing
         **{name: input_colour(name, path, config, settings) for name in ("mean", "std")},
         "embedding": {"tokens": 1, "dim": network.dim},
         "augmentation": STRONG,
