@@ -14,10 +14,10 @@ from flax import traverse_util
 from ssl_diffusion.encoders.build import build_encoder
 from ssl_diffusion.encoders.swin import APART, relative_positions, shift_mask
 from ssl_diffusion.errors import InputError
+from ssl_diffusion.weights.encoder import load_encoder
 from ssl_diffusion.weights.exporting import export
 from ssl_diffusion.weights.layouts import swin
 from ssl_diffusion.weights.layouts.vit_names import recognise as recognise_vit
-from ssl_diffusion.weights.model import load_encoder
 from ssl_diffusion.weights.safetensors_file import write_tensors
 
 RECORDED = ("encoder_ctranspath_small", "encoder_ctranspath_full")
@@ -156,6 +156,9 @@ def test_depths_and_heads_without_a_block_in_between_are_reported_as_missing():
     gone = {k: t for k, t in tensors.items() if not k.startswith("layers.1.blocks.0.")}
     with pytest.raises(InputError, match=r"layers.1.blocks.0.attn.qkv.weight: missing"):
         swin.read(gone)
+    far = f"layers.{'9' * 5000}.blocks.{'9' * 5000}.norm1.bias"
+    with pytest.raises(InputError, match=r"9.norm1.bias: unexpected"):
+        swin.read(tensors | {far: np.zeros(32, np.float32)})
 
 
 @pytest.mark.parametrize(
@@ -166,6 +169,7 @@ def test_depths_and_heads_without_a_block_in_between_are_reported_as_missing():
         ({"heads": [2]}, "blocks and heads for every stage"),
         ({"depths": [2, 0]}, "blocks and heads for every stage"),
         ({"width": 36, "heads": [2, 4]}, "a multiple of 8"),
+        ({"window": 33}, "window is 33, expected at most 32 positions a side"),
         ({"window": "7"}, "window is '7', expected a positive int"),
     ],
 )

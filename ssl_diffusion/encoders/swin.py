@@ -18,6 +18,7 @@ from ssl_diffusion.models.layers import MLP, Dense
 
 STEM_PX = 4  # two convolutions of stride 2
 EPSILON = 1e-5  # of every norm, as published
+LARGEST_WINDOW = 32
 APART = -100.0  # logit between positions that the shift made neighbours, as published
 
 
@@ -131,6 +132,11 @@ class Swin(nn.Module):
         super().__post_init__()
         stages = len(self.depths)
         uneven = any(not h or self.width * 2**i % h for i, h in enumerate(self.heads))
+        if self.window > LARGEST_WINDOW:
+            raise InputError(
+                f"Swin: window is {self.window}, expected at most {LARGEST_WINDOW} positions a "
+                "side: every pair of positions in it has a weight"
+            )
         if not stages or len(self.heads) != stages or 0 in self.depths or uneven or self.width % 8:
             raise InputError(
                 f"Swin: width {self.width}, depths {self.depths}, heads {self.heads}; expected "

@@ -52,9 +52,9 @@ def architecture(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Numbers are taken from the first of several tensors that is there, so that what is missing or
     mis-shaped is reported later as what it is. Raises InputError for tensors that say none.
     """
-    places = re.findall(r"^layers\.(\d+)\.blocks\.(\d+)\.", "\n".join(tensors), re.MULTILINE)
+    names = "\n".join(tensors)
     blocks: dict[int, set[int]] = {}
-    for stage, block in places:
+    for stage, block in re.findall(r"^layers\.(\d)\.blocks\.(\d{1,3})\.", names, re.MULTILINE):
         blocks.setdefault(int(stage), set()).add(int(block))
     stages = range(1 + max(blocks, default=-1))
 
