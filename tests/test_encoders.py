@@ -14,7 +14,7 @@ from ssl_diffusion.encoders.augment import strong_augment, views_of
 from ssl_diffusion.encoders.encoder import SSLEncoder
 from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.weights.model import load_encoder
+from ssl_diffusion.weights.encoder import load_encoder
 
 STILL = {
     "crop": 1.0,

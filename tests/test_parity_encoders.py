@@ -14,10 +14,10 @@ from PIL import Image
 from ssl_diffusion.encoders.vit import ViT, interpolation
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.build import build
+from ssl_diffusion.weights.encoder import load_encoder
 from ssl_diffusion.weights.folder import write_model
 from ssl_diffusion.weights.layouts import vit
 from ssl_diffusion.weights.layouts.vit_names import recognise
-from ssl_diffusion.weights.model import load_encoder
 
 RECORDED = {
     "encoder_timm_vit_small": "timm",
