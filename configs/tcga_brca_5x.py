@@ -7,8 +7,8 @@
 Reported: FID 9.74 of patches; CLIP-FID 6.64 of 1024 px images. Expected of this config: nothing has
 been trained with it at full size yet.
 Data: as configs/tcga_brca_20x.py at 2 µm/px, a sixteenth of its patches: about 1 M. First stage
-VQ-f4. The paper's embeddings are CTransPath's (one token of 768); until that encoder is read here,
-give another of 768 by `--config.data.encoder=DIR`.
+VQ-f4. Embeddings are CTransPath's, one token of 768: it takes 224 px, to which the patches of
+256 px are resized.
 Hardware: as configs/tcga_brca_20x.py. 100,000 steps of 600 are 60 M images and, of the U-Net, 38
 EFLOP: expected 3.7 h on 8 H100 at 45 % of 790 TFLOP/s.
 """
@@ -20,8 +20,9 @@ from ssl_diffusion.training.recipes import published, read_argument, run_locally
 INSTRUCTIONS = (
     "The data set is TCGA-BRCA: download the diagnostic slides (.svs) of project TCGA-BRCA from "
     "https://portal.gdc.cancer.gov into data/tcga_brca/slides/{train,val,test}/, split by patient; "
-    "put an encoder of 768-d embeddings into weights/ctranspath and the VQ-f4 first stage into "
-    "weights/vq_f4 (README, Published models); then run: "
+    "turn CTransPath into weights/ctranspath by python -m ssl_diffusion.convert "
+    "--input=ctranspath.pth --image_size=224 --output=weights/ctranspath and put the VQ-f4 first "
+    "stage into weights/vq_f4 (README, Published models); then run: "
     "python -m ssl_diffusion.prepare --config=configs/tcga_brca_5x.py"
 )
 

@@ -20,8 +20,8 @@ from ssl_diffusion.training.averages import (
     update,
     write_snapshot,
 )
+from ssl_diffusion.weights.encoder import load_encoder
 from ssl_diffusion.weights.folder import NEEDED, write_model
-from ssl_diffusion.weights.model import load_encoder
 from ssl_diffusion.weights.safetensors_file import read_tensors
 
 STEPS = 2000

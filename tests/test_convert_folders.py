@@ -99,3 +99,20 @@ def test_encoders_without_a_config_are_exported_with_one_that_describes_them(tmp
         assert specs[0]["architecture"] == specs[1]["architecture"]
         assert specs[1]["mean"] == [0.1, 0.2, 0.3]
         assert_same_tensors(again / "weights.safetensors", first / "weights.safetensors")
+
+
+def test_an_encoder_of_another_size_than_the_patches_is_told_of(published, tmp_path, caplog):
+    """CTransPath takes 224 px, the patches have 256; a ViT could see them whole."""
+    small = tensors("encoder_timm_vit_small")
+    vit = {  # of the denoiser's 48 channels
+        name: np.zeros([{64: 48, 192: 144, 256: 192}.get(n, n) for n in t.shape], np.float32)
+        for name, t in small.items()
+    }
+    vit["pos_embed"] = np.zeros((1, small["pos_embed"].shape[1], 48), np.float32)
+    write_tensors(tmp_path / "vit.safetensors", vit)
+    encoder = convert(tmp_path / "vit.safetensors", tmp_path / "encoder")
+    with caplog.at_level("WARNING"):
+        folder = convert(published[0], tmp_path / "model", encoder=str(encoder))
+    assert "patches of 256 px are resized to that; if it is to see" in caplog.text
+    patches = np.zeros((1, 256, 256, 3), np.uint8)
+    assert load_model(folder).encoder.embed(patches).shape == (1, 1, 48)

@@ -1,15 +1,20 @@
 """Augmentation, the ViT, and encoders as they are used."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from ssl_diffusion import demo
 from ssl_diffusion.encoders.augment import strong_augment, views_of
+from ssl_diffusion.encoders.encoder import SSLEncoder
 from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.weights.model import load_encoder
+from ssl_diffusion.weights.encoder import load_encoder
 
 STILL = {
     "crop": 1.0,
@@ -131,7 +136,40 @@ def test_embedding_does_not_depend_on_the_batch_and_shape_is_checked():
     together = encoder.embed(images)
     assert together.shape == (70, 1, 192)
     np.testing.assert_array_equal(encoder.embed(images[66:67]), together[66:67])
-    with pytest.raises(InputError, match=r"expected \(64, 64, 3\)"):
-        encoder.embed(np.zeros((1, 32, 32, 3), np.uint8))
+    with pytest.raises(InputError, match=r"shape \(64, 32, 3\), expected squares"):
+        encoder.embed(np.zeros((1, 64, 32, 3), np.uint8))
     untrained = encoder.reinitialised(1)
     assert np.abs(untrained.embed(images[:1]) - together[:1]).max() > 1e-3
+
+
+def test_patches_of_another_size_are_resized_each_by_itself():
+    encoder = load_encoder(demo.ENCODER)
+    images = np.random.default_rng(0).integers(0, 255, (66, 80, 80, 3), np.uint8)
+    small = np.stack(
+        [np.asarray(Image.fromarray(i).resize((64, 64), Image.Resampling.BICUBIC)) for i in images]
+    )
+    found = encoder.embed(images)
+    np.testing.assert_array_equal(found, encoder.embed(small))
+    np.testing.assert_array_equal(found[65:], encoder.embed(images[65:]))
+    with_patches, _ = encoder.embed_with_patches(images[:3])
+    np.testing.assert_allclose(with_patches, found[:3], atol=1e-5)
+
+
+def test_the_rule_of_resizing_is_that_of_the_model_json(tmp_path):
+    shutil.copytree(demo.resolve(demo.ENCODER), tmp_path / "model")
+    spec = json.loads((tmp_path / "model" / "model.json").read_text())
+    images = np.random.default_rng(0).integers(0, 255, (1, 96, 96, 3), np.uint8)
+
+    def load(rule: object) -> SSLEncoder:
+        (tmp_path / "model" / "model.json").write_text(json.dumps(spec | {"image_resize": rule}))
+        return load_encoder(tmp_path / "model")
+
+    default = load_encoder(demo.ENCODER).embed(images)
+    np.testing.assert_array_equal(load("bicubic").embed(images), default)
+    small = np.asarray(Image.fromarray(images[0]).resize((64, 64), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(
+        load("bilinear").embed(images), load("bicubic").embed(small[None])
+    )
+    for rule in ("nearest", 3, ["bicubic"]):
+        with pytest.raises(InputError, match="image_resize is .* expected one of bicubic, bil"):
+            load(rule)

@@ -14,10 +14,10 @@ from PIL import Image
 from ssl_diffusion.encoders.vit import ViT, interpolation
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.build import build
+from ssl_diffusion.weights.encoder import load_encoder
 from ssl_diffusion.weights.folder import write_model
 from ssl_diffusion.weights.layouts import vit
 from ssl_diffusion.weights.layouts.vit_names import recognise
-from ssl_diffusion.weights.model import load_encoder
 
 RECORDED = {
     "encoder_timm_vit_small": "timm",
@@ -233,7 +233,7 @@ def test_encoder_runs_at_the_size_that_its_model_json_says(tmp_path):
     np.testing.assert_allclose(encoder.embed(images)[:, 0], expected, atol=1e-4)
     assert encoder.reinitialised(0).params["pos_embed"].shape == (1, 17, 64)
     (tmp_path / "model" / "model.json").write_text(json.dumps(spec | {"image_size": 44}))
-    with pytest.raises(InputError, match="image_size is 44, expected a multiple of its patch size"):
+    with pytest.raises(InputError, match="image_size is 44, expected a multiple of 8 px"):
         load_encoder(tmp_path / "model")
 
 

@@ -16,8 +16,9 @@ from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import replacing, write_json
 from ssl_diffusion.models.autoencoder import Autoencoder
 from ssl_diffusion.pixels import pair_sheet
+from ssl_diffusion.weights.encoder import load_encoder
 from ssl_diffusion.weights.folder import read_params, read_spec, write_model
-from ssl_diffusion.weights.model import load_autoencoder, load_encoder, load_model
+from ssl_diffusion.weights.model import load_autoencoder, load_model
 
 PARAMS = {
     "a": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)},

@@ -1,6 +1,8 @@
 """An encoder ready to use: uint8 patches in, embeddings out, in chunks of one compiled size."""
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -10,17 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
+from PIL import Image
 
 from ssl_diffusion.errors import InputError
 
 CHUNK = (
     64  # always padded to this: a patch's embedding then does not depend on what it is batched with
 )
+RESIZES = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclasses.dataclass(frozen=True)
 class SSLEncoder:
-    """`spec` is its model.json: `image_size` px, `mean`, `std` of input in [0, 1], `embedding`."""
+    """`spec` is its model.json: `image_size` px, `mean`, `std` of input in [0, 1], `embedding`.
+
+    Patches of another size are resized to `image_size` by its `image_resize` ("bicubic" where it
+    says none), see `resized`.
+    """
 
     network: nn.Module
     params: PyTree
@@ -29,12 +37,12 @@ class SSLEncoder:
     @property
     def patch_tokens(self) -> tuple[int, int]:
         """How many patch tokens the network has at its `image_size`, and their dimension."""
-        return (self.spec["image_size"] // self.network.patch_size) ** 2, self.network.width
+        return (self.spec["image_size"] // self.network.patch_size) ** 2, self.network.dim
 
     def embed(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n tokens dim"]:
         """Embeddings as the network gives them (not normalised).
 
-        Raises InputError unless the images have the size the encoder was made for.
+        Raises InputError unless the images are squares.
         """
         shape = self.spec["embedding"]["tokens"], self.spec["embedding"]["dim"]
         chunks = self._in_chunks("__call__", images)
@@ -52,19 +60,11 @@ class SSLEncoder:
 
     def _in_chunks(self, method: str, images: np.ndarray) -> Iterator[Any]:
         """What a method of the network gives, `CHUNK` images at a time."""
-        size = self.spec["image_size"]
-        if images.shape[1:] != (size, size, 3):
-            raise InputError(
-                f"patches of shape {images.shape[1:]}, expected ({size}, {size}, 3) by this encoder"
-            )
+        size, rule = self.spec["image_size"], self.spec.get("image_resize", "bicubic")
         mean, std = (np.asarray(self.spec[name], np.float32) for name in ("mean", "std"))
-        for start in range(0, len(images), CHUNK):
-            chunk = images[start : start + CHUNK]
-            padded = np.concatenate(
-                [chunk, np.zeros((CHUNK - len(chunk), size, size, 3), np.uint8)]
-            )
-            output = _apply(self.network, method, self.params, padded, mean, std)
-            count = len(chunk)
+        for chunk, count in padded_chunks(images):
+            chunk = resized(chunk, size, rule)
+            output = _apply(self.network, method, self.params, chunk, mean, std)
             yield jax.tree.map(lambda array, count=count: np.asarray(array)[:count], output)
 
     def reinitialised(self, seed: int) -> "SSLEncoder":
@@ -72,6 +72,43 @@ class SSLEncoder:
         image = jnp.zeros((1, self.spec["image_size"], self.spec["image_size"], 3))
         params = jax.jit(self.network.init)(jax.random.key(seed), image)["params"]
         return dataclasses.replace(self, params=params)
+
+
+def padded_chunks(
+    images: UInt8[np.ndarray, "n h w 3"],
+) -> Iterator[tuple[UInt8[np.ndarray, "chunk h w 3"], int]]:
+    """(`CHUNK` images, how many of them are no padding) after each other.
+
+    Raises InputError unless the images are squares.
+    """
+    if images.shape[1] != images.shape[2] or not images.shape[1]:
+        raise InputError(f"patches of shape {images.shape[1:]}, expected squares: [size, size, 3]")
+    for start in range(0, len(images), CHUNK):
+        chunk = images[start : start + CHUNK]
+        padding = np.zeros((CHUNK - len(chunk), *images.shape[1:]), np.uint8)
+        yield np.concatenate([chunk, padding]), len(chunk)
+
+
+def resized(
+    images: UInt8[np.ndarray, "n s s 3"], size: int, rule: str
+) -> UInt8[np.ndarray, "n {size} {size} 3"]:
+    """Images at `size` px, antialiased, by `rule`, a key of RESIZES; as they are if they have it.
+
+    Pillow does it on the host, image by image and in integers, as published pipelines do: the
+    pixels depend on the image alone, not on batch, device or number format.
+    """
+    found = images.shape[1]
+    if found == size:
+        return images
+    _say_resized(found, size, rule)
+    return np.stack(
+        [np.asarray(Image.fromarray(image).resize((size, size), RESIZES[rule])) for image in images]
+    )
+
+
+@functools.cache  # once, not with every chunk
+def _say_resized(found: int, size: int, rule: str) -> None:
+    logging.info("patches of %d px are resized to the encoder's %d px (%s)", found, size, rule)
 
 
 def normalise(images: Float[Any, "n h w 3"], mean: Any, std: Any) -> Float[Any, "n h w 3"]:

@@ -102,6 +102,16 @@ class ViT(nn.Module):
                     f"ViT: {name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}"
                 )
 
+    @property
+    def size_step(self) -> int:
+        """Pixels: an image's side is a multiple of it."""
+        return self.patch_size
+
+    @property
+    def dim(self) -> int:
+        """Channels of the embedding."""
+        return self.width
+
     def __call__(self, image: Float[Array, "b size size 3"]) -> Float[Array, "b 1 c"]:
         return self.with_patches(image)[0]
 

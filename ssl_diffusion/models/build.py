@@ -38,7 +38,7 @@ def build_network(architecture: dict[str, Any], policy: Policy = FLOAT32) -> nn.
     It is called as `apply({"params": p}, latent[b h w c], timestep[b], context[b tokens width]) ->
     prediction[b h w out_channels]`. Raises InputError as `build` does, and for an unknown name.
     """
-    return _build_named("network", NETWORKS, architecture, jnp.dtype(policy.compute))
+    return build_named("network", NETWORKS, architecture, jnp.dtype(policy.compute))
 
 
 def build_conditioner(fields: dict[str, Any]) -> Conditioner | TokenProjection:
@@ -46,12 +46,19 @@ def build_conditioner(fields: dict[str, Any]) -> Conditioner | TokenProjection:
 
     Raises InputError as `build` does, and for an unknown name.
     """
-    return _build_named("conditioner", CONDITIONERS, fields, jnp.float32)
+    return build_named("conditioner", CONDITIONERS, fields)
 
 
-def _build_named(
-    what: str, known: Mapping[str, type[nn.Module]], given: Mapping[str, Any], dtype: Any
+def build_named(
+    what: str,
+    known: Mapping[str, type[nn.Module]],
+    given: Mapping[str, Any],
+    dtype: Any = jnp.float32,
 ) -> Any:
+    """Returns the network of `known` that `given["name"]` names; the rest are its fields.
+
+    Raises InputError as `build` does, and for an unknown name of a `what`.
+    """
     name = given.get("name")
     if name not in known:
         raise InputError(f"{what} name {name!r}, expected one of {', '.join(known)}")

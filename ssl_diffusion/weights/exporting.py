@@ -14,10 +14,15 @@ from ssl_diffusion.files import replacing
 from ssl_diffusion.models.autoencoder import Autoencoder
 from ssl_diffusion.models.build import build
 from ssl_diffusion.weights.folder import SPEC, kind_of, read_params, read_spec
-from ssl_diffusion.weights.layouts import diffusers, ldm, vit
+from ssl_diffusion.weights.layouts import diffusers, ldm, swin, vit
 from ssl_diffusion.weights.layouts.vit_config import vit_config
 from ssl_diffusion.weights.naming import Naming, to_published
-from ssl_diffusion.weights.reader import autoencoder_shapes, conditioner_shapes, network_shapes
+from ssl_diffusion.weights.reader import (
+    autoencoder_shapes,
+    conditioner_shapes,
+    encoder_shapes,
+    network_shapes,
+)
 from ssl_diffusion.weights.safetensors_file import write_tensors
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -29,8 +34,8 @@ def export(folder: Path, output: Path) -> None:
     """Writes a model folder in the layout it came from, or that suits its network.
 
     A U-Net with its first stage is one .safetensors with the names of an LDM checkpoint; a DiT is a
-    diffusers folder; a ViT a folder of model.safetensors and config.json. Raises InputError for a
-    model that the layout cannot hold.
+    diffusers folder; an SSL encoder a folder of model.safetensors and config.json. Raises
+    InputError for a model that the layout cannot hold.
     """
     if output.exists():
         raise InputError(f"--output={output} is there already; give a new name")
@@ -148,7 +153,12 @@ def _autoencoder_tensors(
 
 def _encoder(folder: Path, spec: Mapping[str, Any]) -> Files:
     source = spec.get("source", {})
-    params = read_params(folder, vit.shapes(spec["architecture"]))
+    params = read_params(folder, encoder_shapes(spec["architecture"]))
+    if spec["architecture"].get("name") == "swin":
+        return {
+            "config.json": source.get("config") or swin.swin_config(spec),
+            "model.safetensors": swin.write(params),
+        }
     names = source.get("names", "timm")
     tensors = vit.write(names, spec["architecture"], params)
     files = {

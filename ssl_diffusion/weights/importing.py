@@ -11,12 +11,19 @@ from ssl_diffusion.weights.folder import copy_model, write_model
 from ssl_diffusion.weights.importers.diffusers import import_diffusers
 from ssl_diffusion.weights.importers.ldm import import_ldm
 from ssl_diffusion.weights.importers.settings import Settings, check_settings, read_config
+from ssl_diffusion.weights.importers.swin import import_swin
 from ssl_diffusion.weights.importers.vit import import_vit
+from ssl_diffusion.weights.layouts import swin
 from ssl_diffusion.weights.layouts.vit_names import recognise
 from ssl_diffusion.weights.reader import Imported
 from ssl_diffusion.weights.tensor_files import open_tensors
 
-IMPORTERS = {"ldm": import_ldm, "diffusers": import_diffusers, "vit": import_vit}
+IMPORTERS = {
+    "ldm": import_ldm,
+    "diffusers": import_diffusers,
+    "vit": import_vit,
+    "swin": import_swin,
+}
 
 
 def import_model(path: Path, layout: str, settings: Settings) -> Imported:
@@ -55,6 +62,8 @@ def _recognise(path: Path) -> str:
     ldm = r"model\.diffusion_model\.|(first_stage_model\.)?encoder\.down\.\d+\.block\."
     if any(re.match(ldm, name) for name in bare):
         return "ldm"
+    if swin.recognise(names):
+        return "swin"
     if recognise(names):
         return "vit"
     some = ", ".join(sorted(names)[:3])

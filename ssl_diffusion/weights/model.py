@@ -20,15 +20,14 @@ from ssl_diffusion import demo
 from ssl_diffusion.diffusion.denoiser import Denoiser, make_denoiser
 from ssl_diffusion.diffusion.schedule import Schedule, make_schedule, with_defaults
 from ssl_diffusion.encoders.encoder import SSLEncoder
-from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import sha256
 from ssl_diffusion.models.autoencoder import Autoencoder
 from ssl_diffusion.models.build import FLOAT32, Policy, build, build_conditioner, build_network
 from ssl_diffusion.models.conditioner import Conditioner, TokenProjection, null_context
 from ssl_diffusion.models.layers import project_context
+from ssl_diffusion.weights.encoder import load_encoder
 from ssl_diffusion.weights.folder import WEIGHTS, read_arrays, read_params, read_spec
-from ssl_diffusion.weights.layouts.vit import shapes as encoder_shapes
 from ssl_diffusion.weights.reader import autoencoder_shapes
 
 # What a start may lack: what reads the context, and the projector of training.
@@ -77,22 +76,6 @@ def load_autoencoder(folder: str | Path) -> FirstStage:
     return FirstStage(network, _on_device(params), spec)
 
 
-def load_encoder(folder: str | Path) -> SSLEncoder:
-    """Opens an SSL encoder's folder; InputError if it is not one or is damaged.
-
-    It runs at the `image_size` of its model.json, which may be another than its architecture's.
-    """
-    spec = read_spec(folder, "encoder")
-    network = build(ViT, spec["architecture"])
-    size, patch = spec["image_size"], network.patch_size
-    if type(size) is not int or size < patch or size % patch:
-        raise InputError(
-            f"{folder}: image_size is {size!r}, expected a multiple of its patch size, {patch} px"
-        )
-    params = read_params(folder, encoder_shapes(spec["architecture"]))
-    return SSLEncoder(network, _on_device(params), spec)
-
-
 def _on_device(params: PyTree) -> PyTree:
     return jax.tree.map(jnp.asarray, params)
 
@@ -129,7 +112,7 @@ class Model:
     spec: Mapping[str, Any]
     schedule: Schedule
     first_stage: FirstStage
-    own_encoder: SSLEncoder | None  # None where a published model came without
+    own_encoder: SSLEncoder | None  # None where it came without, or is a function
     sha256: str | None  # of the weights' file, for what is made with them; None while they train
     policy: Policy = FLOAT32
 
@@ -138,8 +121,9 @@ class Model:
         """The SSL encoder whose embeddings condition the model; InputError if it came without."""
         if self.own_encoder is None:
             raise InputError(
-                "the model came without its SSL encoder: give embeddings (generate --grid), or "
-                "convert the model again with --encoder=DIR"
+                "the model came without its SSL encoder: images can be made of embeddings (sample, "
+                "generate --grid), but none can be embedded or judged; where the encoder is a "
+                "published one, convert the model again with --encoder=DIR"
             )
         return self.own_encoder
 

@@ -14,6 +14,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import PyTree
 
+from ssl_diffusion.encoders.build import build_encoder
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.autoencoder import Autoencoder
 from ssl_diffusion.models.build import build, build_conditioner, build_network
@@ -86,6 +87,12 @@ def conditioner_shapes(fields: Mapping[str, Any], tokens: int, dim: int) -> PyTr
 def autoencoder_shapes(architecture: Mapping[str, Any]) -> PyTree:
     """Shapes of an autoencoder's parameters."""
     return _shapes(build(Autoencoder, architecture), jnp.zeros((1, 64, 64, 3)))
+
+
+def encoder_shapes(architecture: Mapping[str, Any]) -> PyTree:
+    """Shapes of an SSL encoder's parameters; they do not depend on the size of its images."""
+    network = build_encoder(architecture)
+    return _shapes(network, jnp.zeros((1, network.size_step, network.size_step, 3)))
 
 
 def _shapes(network: nn.Module, *inputs: Any) -> PyTree:

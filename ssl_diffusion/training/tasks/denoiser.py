@@ -22,8 +22,9 @@ from ssl_diffusion.training.alignment import make_alignment
 from ssl_diffusion.training.state import example_keys
 from ssl_diffusion.training.tasks import MEASURED, Batch, Terms, split_keys
 from ssl_diffusion.training.tasks.latents import LatentInput, make_input
+from ssl_diffusion.weights.encoder import load_encoder
 from ssl_diffusion.weights.folder import write_model
-from ssl_diffusion.weights.model import Model, init_denoiser, load_autoencoder, load_encoder
+from ssl_diffusion.weights.model import Model, init_denoiser, load_autoencoder
 
 PICTURED = 16
 MEASURED_CHUNK, MEASURED_DRAWS = 32, 8  # held-out patches at once; noise draws of each
@@ -76,7 +77,8 @@ class DenoiserTask:
         self.fields = tuple(self._shapes)
         self._check()
         if records:
-            self.encoder = load_encoder(records.folder / "encoder")
+            own = records.folder / "encoder"  # a function that embeds leaves no folder
+            self.encoder = load_encoder(own) if own.exists() else None
             self.first_stage = load_autoencoder(records.folder / "autoencoder")
 
     def _check(self) -> None:
@@ -213,7 +215,8 @@ class DenoiserTask:
         return {f"held_out_{name}": mean_loss(*case) for name, case in cases.items()}
 
     def export(self, params: PyTree, folder: Path, trained: dict[str, Any]) -> None:
-        parts = {name: self.records.folder / name for name in ("encoder", "autoencoder")}
+        names = ("encoder", "autoencoder") if self.encoder else ("autoencoder",)
+        parts = {name: self.records.folder / name for name in names}
         kept = {name: params[name] for name in ("denoiser", "conditioner")}
         write_model(folder, self._spec(trained), kept, parts)
 

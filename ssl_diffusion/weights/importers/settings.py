@@ -3,15 +3,20 @@
 import dataclasses
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ssl_diffusion.encoders.build import build_encoder
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
 from ssl_diffusion.weights.folder import read_spec
 
 # Sampling of the published large-image models: latent pixels between windows, guidance of patches.
 SAMPLING = {"steps": 50, "guidance": 2.0, "stride": 16}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +71,13 @@ def embedding_spec(
             f"denoiser wants {tokens} of {dim}; give the encoder that it was trained with"
         )
     if spec["image_size"] != patch_px:
-        raise InputError(
-            f"--encoder={settings.encoder} is run at {spec['image_size']} px, the denoiser's "
-            f"patches have {patch_px} px; convert the encoder with --image_size={patch_px}"
+        fits = patch_px % build_encoder(spec["architecture"]).size_step == 0
+        logging.warning(
+            "--encoder=%s is run at %d px: the denoiser's patches of %d px are resized to that%s",
+            settings.encoder,
+            spec["image_size"],
+            patch_px,
+            f"; if it is to see them as they are, convert it with --image_size={patch_px}" * fits,
         )
     source = spec.get("source", {})
     known = {name: source[name] for name in ("file", "sha256") if name in source}
@@ -94,3 +103,24 @@ def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
         raise InputError(f"{file} holds no settings; copy it again")
     logging.info("settings from %s", file)
     return config
+
+
+def input_colour(
+    name: str, path: Path, config: Mapping[str, Any], settings: Settings
+) -> list[float]:
+    """Mean or std of the encoder's input: the flag's, the config's, the processor's, ImageNet's."""
+    found, where = getattr(settings, name), f"--{name}"
+    if found is None:
+        found, where = (config.get("pretrained_cfg") or {}).get(name), "config.json"
+    if found is None:
+        processor = read_config(path, "preprocessor_config.json")
+        found, where = processor.get(f"image_{name}"), "preprocessor_config.json"
+    if found is None:
+        found = IMAGENET[name]
+        logging.info("nothing says the %s of the encoder's input: ImageNet's, %s", name, found)
+    numbers = isinstance(found, list | tuple) and all(isinstance(v, int | float) for v in found)
+    if not numbers or len(found) != 3 or not np.isfinite(found).all():
+        raise InputError(f"{where} says {name} {found!r}; expected three numbers")
+    if name == "std" and min(found) <= 0:
+        raise InputError(f"{where} says {name} {found!r}; expected more than 0")
+    return [float(value) for value in found]

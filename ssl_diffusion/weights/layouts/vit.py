@@ -6,17 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import PyTree
 
+from ssl_diffusion.encoders.build import build_encoder
 from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.models.build import build
-from ssl_diffusion.weights.layouts.vit_names import LAYOUTS, find, is_companion, naming
-from ssl_diffusion.weights.naming import to_ours, to_published
+from ssl_diffusion.weights.layouts.vit_names import LAYOUTS, find, naming
+from ssl_diffusion.weights.layouts.wrapped import bare, read_all
+from ssl_diffusion.weights.naming import to_published
+from ssl_diffusion.weights.reader import encoder_shapes
 
 # Heads of published widths that are not 64 channels each.
 _HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
@@ -153,31 +152,10 @@ def read(
     mis-shaped and non-floating tensor.
     """
     layout, prefix = find(tensors.keys())
-    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    fields = architecture(own, config)
-    params, used, problems = to_ours(naming(layout, fields.get("mlp", "gelu")), shapes(fields), own)
-    problems = [prefix + problem for problem in problems]
-    dropped = []
-    for name in sorted(tensors.keys() - {prefix + name for name in used}):
-        if is_companion(name, prefix):
-            dropped.append(name)
-        else:
-            problems.append(f"{name}: unexpected")
-    if problems:
-        raise InputError(f"not a whole {layout} encoder: " + "; ".join(sorted(problems)))
-    if prefix:
-        logging.info("read the encoder from under %r", prefix)
-    if dropped:
-        some = ", ".join(dropped[:6]) + ", ..." * (len(dropped) > 6)
-        logging.info("dropped %d tensors an embedding does not need: %s", len(dropped), some)
+    fields = architecture(bare(tensors, prefix), config)
+    table = naming(layout, fields.get("mlp", "gelu"))
+    params, dropped = read_all(tensors, prefix, table, encoder_shapes(fields), layout)
     return fields, params, dropped
-
-
-def shapes(fields: Mapping[str, Any]) -> PyTree:
-    """Shapes of the parameters of our ViT of these fields."""
-    network = build(ViT, fields)
-    image = jax.ShapeDtypeStruct((1, network.image_size, network.image_size, 3), jnp.float32)
-    return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
 
 
 def write(
@@ -189,7 +167,7 @@ def write(
     """
     if layout not in LAYOUTS:
         raise InputError(f"ViT layout {layout!r}, expected one of {', '.join(LAYOUTS)}")
-    network = build(ViT, fields)
+    network = build_encoder(fields)
     registers, positions = network.registers > 0, network.prefix_positions
     cannot = {"a convolutional stem": network.stem != "patch"}
     if layout == "timm":

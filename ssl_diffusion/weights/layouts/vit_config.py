@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ssl_diffusion.encoders.build import build_encoder
 from ssl_diffusion.encoders.vit import ViT
-from ssl_diffusion.models.build import build
 
 
 def vit_config(layout: str, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -12,7 +12,7 @@ def vit_config(layout: str, spec: Mapping[str, Any]) -> dict[str, Any]:
 
     `layout` is a key of `vit_names.LAYOUTS` that can hold the encoder.
     """
-    network: ViT = build(ViT, spec["architecture"])
+    network: ViT = build_encoder(spec["architecture"])
     return _timm(network, spec) if layout == "timm" else _transformers(layout, network)
 
 

@@ -6,9 +6,9 @@ the one of release 4 that most files on the hub have ("-v4"). A file is written 
 was read in.
 """
 
-import re
 from collections.abc import Collection
 
+from ssl_diffusion.weights.layouts.wrapped import find_prefix
 from ssl_diffusion.weights.naming import Naming
 
 _MLP = ((r"/mlp/linear_(\d)/", r"/mlp/fc\1/"),)
@@ -68,18 +68,12 @@ LAYOUTS = {
     ),
 }
 _GATED = (r"/mlp/linear_1/", "/mlp/weights_in/"), (r"/mlp/linear_2/", "/mlp/weights_out/")
-_WRAPPER = r"(?:module|backbone|teacher|student|model|encoder|vit|dinov2|dinov2_with_registers)\."
 _ANCHORS = {  # a tensor of every block
     "timm": r"blocks\.\d+\.attn\.qkv\.weight",
     "transformers-vit": r"layers\.\d+\.attention\.q_proj\.weight",
     "transformers-vit-v4": r"encoder\.layer\.\d+\.attention\.attention\.query\.weight",
     "transformers-dinov2": r"encoder\.layer\.\d+\.attention\.q_proj\.weight",
 }
-# Tensors beside the encoder that an embedding does not need.
-_COMPANIONS = re.compile(
-    r"(head|head_dist|dino_head|ibot_head|mlp_head|classifier|pooler|decoder|fc|projector|predictor"
-    r"|loss|dino_loss|ibot_loss|ibot_patch_loss)\..*|decoder_.*|(embeddings\.)?mask_token|masked_embed"
-)
 
 
 def recognise(names: Collection[str]) -> str | None:
@@ -93,11 +87,9 @@ def recognise(names: Collection[str]) -> str | None:
 def find(names: Collection[str]) -> tuple[str | None, str]:
     """(layout or None, prefix of the encoder's names); a teacher is preferred to its student."""
     for layout, anchor in _ANCHORS.items():
-        pattern = re.compile(rf"((?:{_WRAPPER})*?){anchor}")
-        prefixes = {match[1] for name in names if (match := pattern.fullmatch(name))}
-        if not prefixes:
+        prefix = find_prefix(names, anchor)
+        if prefix is None:
             continue
-        prefix = min(prefixes, key=lambda p: ("teacher." not in p, "student." in p, len(p), p))
         if layout != "timm" and not any(n.startswith(f"{prefix}embeddings.") for n in names):
             continue
         if layout == "transformers-vit-v4" and any(".norm1." in name for name in names):
@@ -112,11 +104,3 @@ def naming(layout: str, mlp: str) -> Naming:
     if mlp == "swiglu" and layout.startswith("transformers-dinov2"):
         return Naming(rules=(*_GATED, *table.rules))
     return table
-
-
-def is_companion(name: str, prefix: str) -> bool:
-    """Whether a tensor beside the encoder under `prefix` is one that an embedding does not need."""
-    if "teacher." in prefix and re.match(rf"(?:{_WRAPPER})*?student\.", name):
-        return True
-    bare = name.removeprefix(prefix)
-    return bool(_COMPANIONS.fullmatch(re.sub(rf"^(?:{_WRAPPER})+", "", bare)))
