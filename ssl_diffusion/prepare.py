@@ -38,6 +38,7 @@ from ssl_diffusion.data.records import open_records
 from ssl_diffusion.data.work import Job, Progress
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json, remove, sha256, write_json
+from ssl_diffusion.weights.encoder import is_function
 from ssl_diffusion.weights.folder import SPEC, WEIGHTS
 
 FLAGS = flags.FlagValues()
@@ -265,13 +266,14 @@ def make_recipe(data: ConfigDict, collection: Collection, split_file: Path) -> d
     recipe = recipes.recipe_of(data)
     origins = collection.origins
     sizes = {origin.path: demo.resolve(origin.path).stat().st_size for origin in origins}
-    recipe["files_sha256"] = _digest(list(sizes.items()))
+    members = [getattr(origin, "names", ()) for origin in origins]  # of lists of files
+    recipe["files_sha256"] = _digest([list(sizes.items()), members])
     told = [(o.name, o.split, o.group, o.label, o.text) for o in origins]
     recipe["split_sha256"] = _digest(told)
     if any(origin.split is None for origin in origins):
         recipe["split_sha256"] = sha256(demo.resolve(split_file))
     for name in ("encoder", "autoencoder"):
-        if data[name] and ":" not in data[name].removeprefix(demo.PREFIX):
+        if data[name] and not is_function(data[name]):
             folder = demo.resolve(data[name])
             if not (folder / WEIGHTS).is_file():
                 raise InputError(f"no {name} in {data[name]}. {data.get('instructions', '')}")

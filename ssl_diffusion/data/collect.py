@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ssl_diffusion import demo
 from ssl_diffusion.data import groups
 from ssl_diffusion.data.images import ImageOrigin, cutting_of
+from ssl_diffusion.data.imports import layouts
 from ssl_diffusion.data.manifest import Row, read_manifest
 from ssl_diffusion.data.origins import SPLITS, Collection, Origin
 from ssl_diffusion.data.picture import COLOUR, RESAMPLING
@@ -57,8 +58,6 @@ def collect_images(data: ConfigDict, split_file: Path) -> Collection:
         origins = _labelled(origins)
     how = recipe["split"] or _told(origins, rows)
     origins = _SPLITTERS.get(how, _by_blocks)(origins, data, split_file)
-    if how in _SPLITTERS:
-        groups.check(origins)
     return Collection(
         origins,
         "images",
@@ -213,6 +212,41 @@ _SPLITTERS: dict[str, Callable[..., list[ImageOrigin]]] = {
 def collect(data: ConfigDict, split_file: Path) -> Collection:
     """Everything at `data.source`, by the layout that is recognised there.
 
-    Raises InputError as the layouts' own functions do.
+    A manifest beside a layout that is no folder of pictures says what the files are that patches
+    or embeddings are read from. Raises InputError as the layouts' own functions do, and for a
+    source in two splits.
     """
-    return collect_images(data, split_file)
+    found = layouts.find(data)
+    if found is None:
+        found = collect_images(data, split_file)
+    elif data.get("manifest"):
+        found = _by_rows(found, read_manifest(data.manifest), demo.resolve(data.source))
+    if all(origin.split for origin in found.origins):
+        groups.check(found.origins)
+    return found
+
+
+def _by_rows(found: Collection, rows: dict[str, Row], root: Path) -> Collection:
+    origins, used = [], set()
+    for origin in found.origins:
+        path = Path(origin.path)
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+        row = rows.get(name, Row(name))
+        used.add(name)
+        origins.append(
+            replace(
+                origin,
+                split=row.split or origin.split,
+                group=row.group or origin.group,
+                label=row.label or origin.label,
+                text=row.text or origin.text,
+            )
+        )
+    if missing := sorted(rows.keys() - used):
+        raise InputError(
+            f"{len(missing)} of the manifest's {len(rows)} files are none of {root}: "
+            f"{', '.join(missing[:5])}{', ...' * (len(missing) > 5)}"
+        )
+    if any(row.split for row in rows.values()):
+        origins = _by_manifest(origins)
+    return replace(found, origins=origins, classes=found.classes or _classes(origins))

@@ -1,7 +1,7 @@
 """What is stored beside images: embeddings, patch tokens and latents, in chunks of one size."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,11 @@ from ssl_diffusion.data.writer import Layout
 from ssl_diffusion.encoders.encoder import SSLEncoder
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.autoencoder import Autoencoder
-from ssl_diffusion.weights.model import CHUNK, FirstStage, load_autoencoder, load_encoder
+from ssl_diffusion.weights.encoder import load_encoder
+from ssl_diffusion.weights.model import CHUNK, FirstStage, load_autoencoder
+
+# Relative error up to which arrays are by the same model: other number formats, a resize.
+SAME = 0.2
 
 
 class Encoding:
@@ -22,16 +26,18 @@ class Encoding:
 
     Every patch is embedded and encoded in a chunk that is padded to a fixed size, so that what is
     stored does not depend on what it was batched with. Every variant of a patch is embedded and
-    encoded itself: a flipped latent is not the latent of the flipped image. Raises InputError for
-    entries of the recipe that its models cannot serve.
+    encoded itself: a flipped latent is not the latent of the flipped image. Arrays that origins
+    bring are taken as they are. Raises InputError for entries of the recipe that its models cannot
+    serve.
     """
 
     def __init__(self, recipe: Mapping[str, Any], collection: Collection):
         self._recipe, self._collection = recipe, collection
+        self._compared = False
         self.encoder: SSLEncoder | None = None
         self.first_stage: FirstStage | None = None
         if recipe["encoder"]:
-            self.encoder = load_encoder(recipe["encoder"])
+            self.encoder = load_encoder(recipe["encoder"], recipe["patch_px"])
         if recipe["autoencoder"]:
             self.first_stage = load_autoencoder(recipe["autoencoder"])
         self._check()
@@ -48,17 +54,15 @@ class Encoding:
                 f"config.data.posterior needs a KL autoencoder; found {recipe['autoencoder']!r}, "
                 f"{found}: name another in data.autoencoder, or set posterior to False"
             )
-        own = (brought.embedding and not self.encoder) or (brought.latent and not self.first_stage)
-        if own and recipe["variants"] > 1:
+        if (brought.embedding or brought.latent) and recipe["variants"] > 1:
             raise InputError(
                 f"config.data.variants is {recipe['variants']}, but {recipe['source']} brings "
-                "embeddings or latents of the patches alone; set it to 1, or name an encoder and "
-                "an autoencoder"
+                "embeddings or latents of the patches as they are; set it to 1"
             )
 
     @property
     def needs_pixels(self) -> bool:
-        """Whether anything is computed of pixels."""
+        """Whether anything is computed of pixels, or compared with what is."""
         return bool(self.encoder or self.first_stage)
 
     @property
@@ -66,10 +70,10 @@ class Encoding:
         """What the records have."""
         recipe, brought = self._recipe, self._collection
         embedding, latent, posterior = brought.embedding, brought.latent, brought.latent_std
-        if self.encoder:
+        if self.encoder and not embedding:
             told = self.encoder.spec["embedding"]
             embedding = told["tokens"], told["dim"]
-        if self.first_stage:
+        if self.first_stage and not latent:
             network, posterior = self.first_stage.network, recipe["posterior"]
             side = recipe["patch_px"] // network.factor
             latent = side, side, network.latent_channels
@@ -89,14 +93,13 @@ class Encoding:
         layout, said = self.layout, {}
         if layout.embedding:
             said["embedding"] = dict(zip(("tokens", "dim"), layout.embedding, strict=True))
-        if self.encoder:
-            said["embedding"] = dict(self.encoder.spec["embedding"])
         if layout.tokens:
             said["tokens"] = dict(zip(("count", "dim"), layout.tokens, strict=True))
         if self.first_stage:
             said["latent"] = self.first_stage.spec["latent"]
         elif layout.latent:
-            said["latent"] = {"shift": 0.0, "scale": 1.0}
+            shift, scale = self._collection.latent_scaling
+            said["latent"] = {"shift": shift, "scale": scale}
         return said
 
     def warn_of_another_split(self, split_sha256: str) -> None:
@@ -110,21 +113,59 @@ class Encoding:
                     name,
                 )
 
-    def fields(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> dict[str, np.ndarray]:
-        """Arrays [n, ...] by feature, of one patch or more."""
+    def fields(
+        self, pixels: UInt8[np.ndarray, "n h w 3"], examples: Sequence[Mapping[str, Any]]
+    ) -> dict[str, np.ndarray]:
+        """Arrays [n, ...] by feature, of one patch or more, besides those that examples bring.
+
+        Raises InputError if what the first of them bring is not what the named models make.
+        """
+        if not self._compared:
+            self._compare(pixels[:CHUNK], examples[:CHUNK])
+            self._compared = True
         fields: dict[str, np.ndarray] = {}
         if self.encoder and self._recipe["patch_tokens"]:
             fields["embedding"], tokens = self.encoder.embed_with_patches(pixels)
             fields["tokens"] = tokens.astype(np.float16)
-        elif self.encoder:
+        elif self.encoder and not self._collection.embedding:
             fields["embedding"] = self.encoder.embed(pixels)
-        if self.first_stage and self._recipe["posterior"]:
+        if self._collection.embedding:
+            fields.pop("embedding", None)
+        if not self.first_stage or self._collection.latent:
+            return fields
+        if self._recipe["posterior"]:
             mean, deviation = _posterior(self.first_stage, pixels)
             fields["latent"] = mean.astype(np.float16)
             fields["latent_std"] = deviation.astype(np.float16)
-        elif self.first_stage:
+        else:
             fields["latent"] = self.first_stage.encode(pixels).astype(np.float16)
         return fields
+
+    def _compare(
+        self, pixels: UInt8[np.ndarray, "n h w 3"], examples: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """A model that is named beside arrays that are there should be the one that made them."""
+        for name, model, made_by in (
+            ("embedding", "encoder", self.encoder and self.encoder.embed),
+            ("latent", "autoencoder", self.first_stage and self.first_stage.encode),
+        ):
+            if not getattr(self._collection, name) or not made_by:
+                continue
+            theirs = np.stack([example[name] for example in examples]).astype(np.float32)
+            ours = made_by(pixels)
+            if theirs.shape != ours.shape:
+                raise InputError(
+                    f"{self._recipe['source']} brings each {name} as {list(theirs.shape[1:])}, but "
+                    f"{self._recipe[model]} makes {list(ours.shape[1:])}; name the {model} that "
+                    "made them, or none"
+                )
+            error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+            if not error < SAME:
+                raise InputError(
+                    f"{self._recipe['source']} brings every {name}, of which what "
+                    f"{self._recipe[model]} makes differs by {error:.2f} of its size; name the "
+                    f"{model} that made them, or none"
+                )
 
 
 def _posterior(

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ssl_diffusion import demo
 from ssl_diffusion.data.origins import SPLITS
 from ssl_diffusion.data.work import Done, Job
 from ssl_diffusion.data.writer import assemble
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json, replacing
+from ssl_diffusion.weights.encoder import is_function
 from ssl_diffusion.weights.folder import copy_model
 
 SOURCES, FAILED = "sources.jsonl", "failed.jsonl"
@@ -58,7 +58,7 @@ def finish(
             ("encoder", job.encoding.encoder),
             ("autoencoder", job.encoding.first_stage),
         ):
-            if model and ":" not in recipe[name].removeprefix(demo.PREFIX):
+            if model and not is_function(recipe[name]):
                 copy_model(recipe[name], temporary / name)
         if split_file.exists():
             shutil.copyfile(split_file, temporary / "split.json")

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,26 +52,26 @@ def check(origins: Sequence[Origin]) -> None:
                 f"{origin.group} is in two splits: {other.name} in {other.split}, {origin.name} in "
                 f"{origin.split}; splits are by source, not by patch: give it one"
             )
-    by_name: dict[str, list[Origin]] = {}
+    alike: dict[tuple[str, int], dict[str, Origin]] = {}  # by name and size, then by path
     for origin in origins:
-        others = by_name.setdefault(Path(origin.path).name, [])
-        for other in others:
-            if other.split != origin.split and _same(other.path, origin.path):
-                raise InputError(
-                    f"{other.name} ({other.split}) and {origin.name} ({origin.split}) are the same "
-                    "image; splits are by source: leave one out"
-                )
-        others.append(origin)
+        file = demo.resolve(origin.path)
+        if file.is_file():
+            alike.setdefault((file.name, file.stat().st_size), {})[origin.path] = origin
+    for files in alike.values():
+        if len({origin.split for origin in files.values()}) > 1:
+            _check_content(files.values())
 
 
 def _lot(group: str) -> bytes:
     return hashlib.sha256(group.encode()).digest()
 
 
-def _same(path: str, other: str) -> bool:
-    if path == other:
-        return False  # two lists of patches in one file
-    files = demo.resolve(path), demo.resolve(other)
-    if files[0].stat().st_size != files[1].stat().st_size:
-        return False
-    return sha256(files[0]) == sha256(files[1])
+def _check_content(origins: Iterable[Origin]) -> None:
+    first: dict[str, Origin] = {}
+    for origin in origins:
+        other = first.setdefault(sha256(demo.resolve(origin.path)), origin)
+        if other.split != origin.split:
+            raise InputError(
+                f"{other.name} ({other.split}) and {origin.name} ({origin.split}) are the same "
+                "image; splits are by source: leave one out"
+            )

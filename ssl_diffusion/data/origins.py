@@ -96,6 +96,7 @@ class Collection:
       embedding: [tokens, dim] of the embeddings that the origins bring; None if they bring none.
       latent: [h, w, c] of the latents that they bring; None if they bring none.
       latent_std: whether their deviations come with them.
+      latent_scaling: (shift, scale): scaled = (raw - shift) * scale is about of unit variance.
       settings: what of the reading is the same for all origins, for the description.
     """
 
@@ -105,4 +106,5 @@ class Collection:
     embedding: tuple[int, int] | None = None
     latent: tuple[int, int, int] | None = None
     latent_std: bool = False
+    latent_scaling: tuple[float, float] = (0.0, 1.0)
     settings: dict[str, Any] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from ssl_diffusion.errors import InputError
 RECIPE: dict[str, Any] = {
     "source": "",  # a slide, raster or image; a folder of them; a layout of data/imports; tfds:NAME
     "manifest": "",  # CSV file: file, split, label, text, group, mpp (data/manifest.py)
-    "split": "",  # "folders", "manifest", "sources", "blocks", a split file; "" is told by the data
+    "split": "",  # folders, manifest, sources, blocks, records, or a split file; told by the source
     "held_out": (0.1, 0.1),  # parts of the sources that are drawn into val and test
     "patch_px": 256,
     "mpp": 0.5,  # µm per pixel of the records; 1e6 is one metre
@@ -27,6 +27,8 @@ RECIPE: dict[str, Any] = {
     "value_range": (),  # (low, high) of a raster's samples, shown as 0 to 255; () for 8 bits
     "jpeg_quality": int,  # of the images in records; without, PNG, which loses nothing
     "slides": "",  # folder of the slides that embeddings and coordinates of `source` belong to
+    "features": "",  # where embeddings of patches in `source` are, if it has several or none
+    "patch_size_level0": int,  # px of the slide that a patch of `source` covers, if nothing says it
     "tfds_dir": "",  # where tfds:NAME was prepared; "" is where TFDS looks
     "encoder": "",  # model folder, or module:function
     "autoencoder": "",

@@ -129,7 +129,9 @@ class Job:
         while batch := list(itertools.islice(cuts, BATCH)):
             fields = {}
             if self.encoding.needs_pixels:
-                fields = self.encoding.fields(np.stack([one["image"] for _, one in batch]))
+                examples = [example for _, example in batch]
+                pixels = np.stack([example["image"] for example in examples])
+                fields = self.encoding.fields(pixels, examples)
             for row, (index, example) in enumerate(batch):
                 split = example["split"]
                 counts = done.patches[index]

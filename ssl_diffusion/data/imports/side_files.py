@@ -41,7 +41,8 @@ from ssl_diffusion.data.recipe import recipe_of
 from ssl_diffusion.errors import InputError
 
 EMBEDDING, LATENT = "_uni.npy", "_sd3_vae.npy"
-CHANNELS, FACTOR = 16, 8  # of the first stage
+CHANNELS, FACTOR = 16, 8  # of the first stage, Stable Diffusion 3's
+SCALING = 0.0609, 1.5305  # shift and scale of its latents
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ def collect(data: ConfigDict) -> Collection:
         embedding=tokens,
         latent=(side, side, CHANNELS) if layout.latent else None,
         latent_std=layout.latent,
+        latent_scaling=SCALING,
         settings={"pieces": layout.pieces**2},
     )
 
