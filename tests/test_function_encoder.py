@@ -139,10 +139,13 @@ def test_model_of_a_function_trains_and_makes_images_of_embeddings(records_dir, 
     file = records / "metadata.json"
     metadata = json.loads(file.read_text())
     metadata["recipe"]["encoder"] = "own_encoders:make"  # not importable here: nothing may need it
-    del metadata["recipe"]["encoder_sha256"]
     file.write_text(json.dumps(metadata))
     config = shrink(load_config("demo"))
     config.data.dir, config.data.encoder = str(records), "own_encoders:make"
+    with pytest.raises(InputError, match="encoder/model.json"):  # there was one, and it is lost
+        train(config, tmp_path / "lost")
+    del metadata["recipe"]["encoder_sha256"]
+    file.write_text(json.dumps(metadata))
     train(config, tmp_path / "train")
     folder = tmp_path / "train" / "model"
     assert (folder / "autoencoder").is_dir() and not (folder / "encoder").exists()

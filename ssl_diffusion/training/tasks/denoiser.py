@@ -1,5 +1,6 @@
 """Task: the embedding-conditioned latent denoiser (Graikos et al. 2024, sec. 3.1)."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ssl_diffusion.diffusion.denoiser import check_denoiser
 from ssl_diffusion.diffusion.loss import denoising_loss, read_objective
 from ssl_diffusion.diffusion.sampling import read_sampling
 from ssl_diffusion.diffusion.solvers import keyed_noise, solve
+from ssl_diffusion.encoders.encoder import SSLEncoder
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.build import PRECISIONS, Policy, build_conditioner, build_network
 from ssl_diffusion.pixels import pair_sheet, to_uint8
@@ -77,8 +79,7 @@ class DenoiserTask:
         self.fields = tuple(self._shapes)
         self._check()
         if records:
-            own = records.folder / "encoder"  # a function that embeds leaves no folder
-            self.encoder = load_encoder(own) if own.exists() else None
+            self.encoder = _encoder(records)
             self.first_stage = load_autoencoder(records.folder / "autoencoder")
 
     def _check(self) -> None:
@@ -246,6 +247,17 @@ class DenoiserTask:
             "sampling": config.sampling.to_dict(),
             "trained": trained,
         }
+
+
+def _encoder(records: Records) -> SSLEncoder | None:
+    """The encoder that the records were made with; None where it left no folder, as a function."""
+    folder = records.folder / "encoder"
+    if folder.exists() or "encoder_sha256" in records.metadata["recipe"]:
+        return load_encoder(folder)
+    logging.warning(
+        "the records hold no encoder: the model will make images of embeddings, but embed none"
+    )
+    return None
 
 
 def _patch_tokens(config: ConfigDict, records: Records | None) -> tuple[int, int] | None:
