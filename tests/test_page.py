@@ -17,10 +17,10 @@ from ssl_diffusion.data.overview import (
     fit,
     patch_mask,
     principal_components,
-    thumbnail,
     tint_png,
 )
 from ssl_diffusion.data.page import write_page
+from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.figures import scatter_plot
 
@@ -232,12 +232,12 @@ def test_neighbours_leave_no_gap_and_the_held_out_are_on_top():
 
 
 def test_thumbnail_has_the_proportion_of_the_slide_and_a_huge_level_is_not_read(monkeypatch):
-    small = thumbnail(demo.SLIDE, 320)
+    small = open_image(demo.SLIDE).thumbnail(320)
     assert small.shape == (320, 239, 3) and small.dtype == np.uint8
     assert fit(2220, 2967, 320) == (239, 320) and fit(50, 20, 320) == (50, 20)
-    monkeypatch.setattr("ssl_diffusion.data.overview.LARGEST_LEVEL", 1_000_000)
+    monkeypatch.setattr("ssl_diffusion.data.picture.LARGEST_LEVEL", 1_000_000)
     with pytest.raises(InputError, match="2220x2967"):
-        thumbnail(demo.SLIDE, 320)
+        open_image(demo.SLIDE).thumbnail(320)
 
 
 def test_what_is_absent_is_left_out(tmp_path):

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from ssl_diffusion.data.images import cutting_of
 from ssl_diffusion.data.origins import SPLITS
 from ssl_diffusion.data.overview import (
     fit,
     jpeg_bytes,
     patch_mask,
     principal_components,
-    thumbnail,
     tint_png,
 )
+from ssl_diffusion.data.recipe import recipe_of
 from ssl_diffusion.data.records import Records
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.figures import scatter_plot
@@ -105,7 +106,8 @@ def source_cards(
 def _drawn(records: Records, source: Mapping[str, Any], first: Mapping[str, int]) -> str:
     """The thumbnail, or an empty ground where the file is gone, and the mask over it."""
     try:
-        pixels = thumbnail(source["path"], THUMBNAIL_PX)
+        recipe = recipe_of(records.metadata["recipe"])
+        pixels = cutting_of(recipe).image(source["path"]).thumbnail(THUMBNAIL_PX)
         data, width, height = jpeg_bytes(pixels, THUMBNAIL_PX)
         ground = image(data, f"thumbnail of {source['source']}", width, height)
     except InputError:

@@ -26,8 +26,11 @@ class Cutting:
 
     def open(self, path: str, source_mpp: float | None) -> Picture:
         """The picture at the records' resolution; InputError as `open_image` and `Picture.at`."""
-        image = open_image(path, nodata=self.nodata, bands=self.bands, value_range=self.value_range)
-        return image.at(self.mpp, source_mpp)
+        return self.image(path).at(self.mpp, source_mpp)
+
+    def image(self, path: str) -> Picture:
+        """The picture at its own resolution; InputError as `open_image`."""
+        return open_image(path, nodata=self.nodata, bands=self.bands, value_range=self.value_range)
 
 
 def cutting_of(recipe: dict[str, Any]) -> Cutting:

@@ -2,36 +2,10 @@
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import openslide
 from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
-
-from ssl_diffusion.data.slides import open_slide
-from ssl_diffusion.errors import InputError
-
-LARGEST_LEVEL = 2**26  # px of a file's level that are read for a thumbnail: 256 MB
-
-
-def thumbnail(path: str | Path, longest: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The whole file, at most `longest` px on its long side.
-
-    It is read from the coarsest level that suffices. Raises InputError if the file is gone or
-    cannot be read, and if it has no level that is small enough to be read for this.
-    """
-    slide = open_slide(path)
-    factor = max(slide.dimensions) / longest
-    columns, rows = slide.level_dimensions[slide.get_best_level_for_downsample(factor)]
-    if columns * rows > LARGEST_LEVEL:
-        raise InputError(
-            f"{path} has no coarse level: its thumbnail would take {columns}x{rows} px"
-        )
-    try:
-        return np.asarray(slide.get_thumbnail((longest, longest)).convert("RGB"))
-    except openslide.OpenSlideError as error:
-        raise InputError(f"slide {path} cannot be read ({error})") from None
 
 
 def fit(width: int, height: int, longest: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from PIL import Image
 from ssl_diffusion.errors import InputError
 
 SAME_RESOLUTION = 0.005  # relative difference below which resampling would only blur
+LARGEST_LEVEL = 2**26  # px of a file's level that are read for a thumbnail: 256 MB
 RESAMPLING = "Lanczos, 3 lobes, from the coarsest level that is at least as fine"
 COLOUR = "RGB as the file decodes, its colour profile not applied; glass outside a scan is white"
 
@@ -61,6 +62,25 @@ class Picture:
         image = Image.fromarray(pixels)
         white = Image.new("RGBA", image.size, "white")
         return np.asarray(Image.alpha_composite(white, image).convert("RGB")), valid
+
+    def thumbnail(self, longest: int) -> np.ndarray:
+        """All of it, `longest` px at most on its long side: uint8 [h, w, 3].
+
+        It is read from the coarsest level that suffices. Raises InputError if that is too large to
+        be read for this.
+        """
+        factor = max(1.0, max(self.width, self.height) / longest)
+        level = max(i for i, down in enumerate(self.downsamples) if down <= factor)
+        down = self.downsamples[level]
+        width, height = int(self.width / down), int(self.height / down)
+        if width * height > LARGEST_LEVEL:
+            raise InputError(
+                f"{self.path} has no coarse level: a thumbnail of it would take {width}x{height} px"
+            )
+        image = Image.fromarray(self._read(level, 0, 0, width, height))
+        image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+        white = Image.new("RGBA", image.size, "white")
+        return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
 
     def check_region(self, x: int, y: int, width: int, height: int) -> None:
         """Raises InputError unless the region is not empty and lies inside."""

@@ -71,7 +71,7 @@ def open_record_sets(config: ConfigDict) -> tuple[Records, list[tuple[Records, f
     for folder, weight in _pairs(data.mix):
         each = open_records(folder)
         for name in SAME_IN_A_MIX:
-            theirs, ours = (one.metadata["recipe"].get(name) for one in (each, records))
+            theirs, ours = (_made_by(one, name) for one in (each, records))
             if theirs != ours:
                 raise InputError(
                     f"records in {folder} have {name} {theirs!r}, those in {records.folder} "
@@ -79,6 +79,12 @@ def open_record_sets(config: ConfigDict) -> tuple[Records, list[tuple[Records, f
                 )
         mixed.append((each, float(weight)))
     return records, mixed or [(records, 1.0)]
+
+
+def _made_by(records: Records, name: str) -> Any:
+    """An entry of the recipe; of a model that is a function and has no hash, its name."""
+    recipe = records.metadata["recipe"]
+    return recipe.get(name, recipe.get(name.removesuffix("_sha256")))
 
 
 def _pairs(mix: Any) -> tuple[tuple[str, float], ...]:
