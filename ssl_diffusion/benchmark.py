@@ -7,6 +7,7 @@ python -m ssl_diffusion.benchmark quality --model=DIR --reference=SLIDE --region
 python -m ssl_diffusion.benchmark topology --topology=v5e:4x4 [--json]
 python -m ssl_diffusion.benchmark train --config=configs/bracs.py[:dit] [--batches=32,64] [--json]
 python -m ssl_diffusion.benchmark data [--records=DIR] [--workers=0,1,2] [--json]
+python -m ssl_diffusion.benchmark data --prepare [--config=FILE] [--workers=0,1,2] [--json]
 
 `denoiser`: seconds per forward, TFLOP/s and their ratio to the best product of 2048^3 and 4096^3
 measured in the same run, for the published sizes: the U-Net of configs/bracs.py (latents 64x64x3)
@@ -19,7 +20,8 @@ evaluation for TPU chips that are not at hand (needs jax[tpu], no TPU) and print
 product and to what the maker states in bfloat16, memory per device (as the compiler counts it, and
 the most that was allocated); --config.NAME=VALUE changes the config. With --records, the share of
 the time that a step waits for data. `data`: records/s that the reader feeds, of --records or of
-ones made for it, against what a training step of the published U-Net consumes on an H200.
+ones made for it, against what a training step of the published U-Net consumes on an H200. With
+--prepare, patches/s of every stage that makes records: of the shipped slide, or of a config's data.
 FLOP are those of the convolutions and products alone, counted in the traced program (what remat
 computes again counts). On a CPU, set what launch/environment.sh does first.
 """
@@ -34,7 +36,7 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 from ssl_diffusion import cli
-from ssl_diffusion.benchmarks import data, denoiser, quality, savings, stitching, train
+from ssl_diffusion.benchmarks import data, denoiser, prepare, quality, savings, stitching, train
 from ssl_diffusion.benchmarks.published import SIZES
 from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.errors import InputError
@@ -85,13 +87,19 @@ REFERENCE = flags.DEFINE_string("reference", None, "quality: real image", flag_v
 REGION = flags.DEFINE_string("region", None, "quality: x,y,w,h of it, px", flag_values=FLAGS)
 SEED = flags.DEFINE_integer("seed", 0, "quality: of the images", flag_values=FLAGS)
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "train: config file, e.g. configs/bracs.py:dit", flag_values=FLAGS
+    "config",
+    None,
+    "train, data --prepare: config file, e.g. configs/bracs.py:dit",
+    flag_values=FLAGS,
 )
 RECORDS = flags.DEFINE_string(
     "records", None, "data, train: folder of prepared records", flag_values=FLAGS
 )
 WORKERS = flags.DEFINE_list(
     "workers", ["0", "1", "2"], "data: processes that read", flag_values=FLAGS
+)
+PREPARE = flags.DEFINE_bool(
+    "prepare", False, "data: the stages that make records, not their reader", flag_values=FLAGS
 )
 JSON = flags.DEFINE_bool("json", False, "print JSON instead of a table", flag_values=FLAGS)
 
@@ -177,6 +185,11 @@ def measure_train() -> None:
 def measure_data() -> None:
     """`benchmark data`."""
     workers = numbers("workers", WORKERS.value, least=0)
+    if PREPARE.value:
+        section = CONFIG.value.data if CONFIG.value else prepare.default_section()
+        rows = [*prepare.measure(section, workers, reading_seconds())]
+        show(rows, prepare.table(rows))
+        return
     batches = numbers("batches", BATCHES.value or ["256"])
     rows = [
         row
