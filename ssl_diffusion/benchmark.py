@@ -89,7 +89,7 @@ SEED = flags.DEFINE_integer("seed", 0, "quality: of the images", flag_values=FLA
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "train, data --prepare: config file, e.g. configs/bracs.py:dit",
+    "train, data --prepare: config file, as configs/bracs.py:dit",
     flag_values=FLAGS,
 )
 RECORDS = flags.DEFINE_string(

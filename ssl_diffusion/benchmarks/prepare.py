@@ -50,10 +50,8 @@ def measure(data: ConfigDict, workers: Sequence[int], seconds: float) -> Iterato
     recipes.check(data)
     recipe = recipes.recipe_of(data)
     with TemporaryDirectory() as folder:
-        split_file = Path(
-            recipe["split"] if recipe["split"].endswith(".json") else f"{folder}/s.json"
-        )
-        collection = collect(data, split_file)
+        named = recipe["split"].endswith(".json")
+        collection = collect(data, Path(recipe["split"] if named else f"{folder}/split.json"))
         encoding = Encoding(recipe, collection)
         form = Form(1, recipe["jpeg_quality"], False, recipe["patch_px"])
         for count in workers:
