@@ -68,6 +68,7 @@ OWN = {  # entries of the recipe that have a flag of their own
     "source": "slide, raster or image, a folder of them, a layout, or tfds:NAME",
     "manifest": "CSV file with file, and split, label, text, group, mpp where there are",
     "split": "folders, manifest, sources, blocks, or a split file; told by the source otherwise",
+    "annotations": "folder of SLIDE.geojson as QuPath exports them, for labels of regions",
     "slides": "folder of the slides that embeddings of --source belong to",
     "encoder": "model folder, or module:function",
     "autoencoder": "model folder",

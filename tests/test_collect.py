@@ -1,13 +1,14 @@
 """What is found in a folder: names, labels, splits, and what is refused."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from slide_files import texture
+from slide_files import texture, write_slide
 
 from ssl_diffusion.data import groups, recipe
 from ssl_diffusion.data.collect import BRACS, collect
@@ -203,3 +204,50 @@ def test_resolutions_are_told_in_micrometres_or_metres(text, mpp):
 def test_what_is_no_resolution(text):
     with pytest.raises(InputError, match="--mpp="):
         recipe.parse_mpp(text, "mpp")
+
+
+def square(label: str, x: int, y: int, side: int, hole: int = 0) -> dict:
+    """A classified square as QuPath exports it, with a square hole of this side in its middle."""
+
+    def ring(x: float, y: float, side: float) -> list:
+        return [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+
+    rings = [ring(x, y, side)]
+    if hole:
+        rings.append(ring(x + (side - hole) / 2, y + (side - hole) / 2, hole))
+    properties = {"objectType": "annotation", "classification": {"name": label}}
+    geometry = {"type": "Polygon", "coordinates": rings}
+    return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+
+def test_regions_drawn_in_qupath_label_patches(tmp_path):
+    """At 0.25 µm per pixel, read at 0.5: regions are in pixels of the file."""
+    root = tmp_path / "slides"
+    for split, name in (("train", "BRACS_1"), ("test", "BRACS_2"), ("val", "BRACS_3")):
+        (root / split / "Group_AT" / "Type_ADH").mkdir(parents=True)
+        path = root / split / "Group_AT" / "Type_ADH" / f"{name}.tif"
+        write_slide(path, texture(int(name[-1]), 512, 512), 0.25, levels=2)
+    drawn = tmp_path / "drawn"
+    drawn.mkdir()
+    features = [square("ADH", 0, 0, 512, hole=128), square("DCIS", 0, 0, 128)]
+    point = {"type": "Point", "coordinates": [1, 2]}
+    features.append({"geometry": point, "properties": {"classification": {"name": "IC"}}})
+    features.append(square("", 0, 0, 512))
+    whole = {"type": "FeatureCollection", "features": features}
+    for name in ("BRACS_1", "BRACS_2"):
+        (drawn / f"{name}.geojson").write_text(json.dumps(whole))
+    found = collected(root, annotations=str(drawn), source_mpp=None)
+    assert found.classes == BRACS and len(found.origins) == 2  # BRACS_3 has nothing drawn
+    opened = {origin.split: origin.open() for origin in found.origins}["train"]
+    cut = [example for row in range(opened.rows) for example in opened.cut(row)]
+    labels = {(example["x"], example["y"]): example["label"] for example in cut}
+    assert len(labels) == 64 - 4  # the hole
+    assert {at for at, label in labels.items() if label == "DCIS"} == {
+        (x, y) for x in (0, 32) for y in (0, 32)
+    }
+    assert not labels.keys() & {(x, y) for x in (96, 128) for y in (96, 128)}
+    with pytest.raises(InputError, match="no SLIDE.geojson for any of 3 slides"):
+        collected(root, annotations=str(root))
+    (drawn / "BRACS_1.geojson").write_text('{"features": [{"properties": 3}]}')
+    with pytest.raises(InputError, match="BRACS_1.geojson are no GeoJSON of polygons"):
+        collected(root, annotations=str(drawn))

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ssl_diffusion import demo
 from ssl_diffusion.data import groups
+from ssl_diffusion.data.annotations import SUFFIX, read_annotations
 from ssl_diffusion.data.images import ImageOrigin, cutting_of
 from ssl_diffusion.data.imports import layouts
 from ssl_diffusion.data.manifest import Row, read_manifest
@@ -56,6 +57,8 @@ def collect_images(data: ConfigDict, split_file: Path) -> Collection:
     ]
     if not rows:
         origins = _labelled(origins)
+    if recipe["annotations"]:
+        origins = _annotated(origins, Path(recipe["annotations"]))
     how = recipe["split"] or _told(origins, rows)
     origins = _SPLITTERS.get(how, _by_blocks)(origins, data, split_file)
     return Collection(
@@ -113,8 +116,29 @@ def _bracs(folder: str) -> str:
     return ""
 
 
+def _annotated(origins: Sequence[ImageOrigin], folder: Path) -> list[ImageOrigin]:
+    """The pictures that somebody drew on; how many are left out is logged."""
+    files = {path.stem: str(path) for path in sorted(folder.rglob(f"*{SUFFIX}"))}
+    found = [
+        replace(origin, annotations=files[stem])
+        for origin in origins
+        for stem in (Path(origin.path).stem,)
+        if stem in files
+    ]
+    if not found:
+        raise InputError(
+            f"config.data.annotations={folder} holds no SLIDE{SUFFIX} for any of {len(origins)} "
+            "slides; export the annotations from QuPath under the slides' names"
+        )
+    if left := len(origins) - len(found):
+        logging.info("%d of %d slides have no annotations and are left out", left, len(origins))
+    return found
+
+
 def _classes(origins: Sequence[Origin]) -> tuple[str, ...]:
     found = {origin.label for origin in origins} - {""}
+    drawn = {origin.annotations for origin in origins if getattr(origin, "annotations", "")}
+    found |= {label for path in sorted(drawn) for label in read_annotations(path).labels}
     return BRACS if found and found <= {*BRACS} else tuple(sorted(found))
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from ssl_diffusion.data.annotations import read_annotations
 from ssl_diffusion.data.origins import Example
 from ssl_diffusion.data.patches import rows_of, tissue_row
 from ssl_diffusion.data.picture import Picture
@@ -47,7 +48,9 @@ class ImageOrigin:
     """A picture to cut, see `origins.Origin`; `mpp` is assumed where the file does not say it.
 
     With `blocks`, training patches keep clear of every held-out block, and "test" patches tile the
-    blocks without overlap. Otherwise all are of one `split`, which overlap only in training.
+    blocks without overlap. Otherwise all are of one `split`, which overlap only in training. With
+    `annotations`, a GeoJSON file, only patches whose centre lies in a region are cut, and take its
+    label.
     """
 
     name: str
@@ -59,6 +62,7 @@ class ImageOrigin:
     text: str = ""
     mpp: float | None = None
     blocks: Blocks | None = None
+    annotations: str = ""
 
     def open(self) -> "_Rows":
         """Opens the picture; InputError as `Cutting.open`, and if it holds no whole patch."""
@@ -72,6 +76,7 @@ class _Rows:
         picture, size = self._picture, cutting.patch_px
         dense = origin.split in (None, "train")
         self._stride = cutting.stride_px if dense else size
+        self._regions = read_annotations(origin.annotations) if origin.annotations else None
         self._edges = rows_of(picture, size, self._stride)
         self.rows = len(self._edges)
         self.most = self.rows * len(range(0, picture.width - size + 1, self._stride))
@@ -102,6 +107,14 @@ class _Rows:
             split = origin.split
             if origin.blocks:
                 split = origin.blocks.split_of(patch.x, patch.y, cutting.patch_px)
-            if split:
-                found.append(Example(image=patch.pixels, split=split, x=patch.x, y=patch.y))
+            if not split:
+                continue
+            example = Example(image=patch.pixels, split=split, x=patch.x, y=patch.y)
+            if self._regions:
+                half, (across, down) = cutting.patch_px / 2, self._picture.scale
+                label = self._regions.label_at((patch.x + half) * across, (patch.y + half) * down)
+                if label is None:
+                    continue
+                example["label"] = label
+            found.append(example)
         return found

@@ -27,6 +27,7 @@ RECIPE: dict[str, Any] = {
     "value_range": (),  # (low, high) of a raster's samples, shown as 0 to 255; () for 8 bits
     "jpeg_quality": int,  # of the images in records; without, PNG, which loses nothing
     "slides": "",  # folder of the slides that embeddings and coordinates of `source` belong to
+    "annotations": "",  # folder of SLIDE.geojson as QuPath exports them: patches take its labels
     "features": "",  # where embeddings of patches in `source` are, if it has several or none
     "patch_size_level0": int,  # px of the slide that a patch of `source` covers, if nothing says it
     "tfds_dir": "",  # where tfds:NAME was prepared; "" is where TFDS looks
