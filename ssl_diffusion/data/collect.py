@@ -158,13 +158,16 @@ def _told(origins: Sequence[ImageOrigin], rows: dict[str, Row]) -> str:
 
 
 def _by_manifest(origins: Sequence[ImageOrigin], *_) -> list[ImageOrigin]:
-    lacking = [origin.name for origin in origins if not origin.split]
+    _check_told([origin.name for origin in origins if not origin.split], len(origins))
+    return list(origins)
+
+
+def _check_told(lacking: Sequence[str], count: int) -> None:
     if lacking:
         raise InputError(
-            f"the manifest gives no split to {len(lacking)} of {len(origins)} files "
+            f"the manifest gives no split to {len(lacking)} of {count} files "
             f"({', '.join(lacking[:5])}); give one to all, or to none"
         )
-    return list(origins)
 
 
 def _by_folders(origins: Sequence[ImageOrigin], data: ConfigDict, _: Path) -> list[ImageOrigin]:
@@ -251,12 +254,14 @@ def collect(data: ConfigDict, split_file: Path) -> Collection:
 
 
 def _by_rows(found: Collection, rows: dict[str, Row], root: Path) -> Collection:
-    origins, used = [], set()
+    origins, used, lacking = [], set(), []
     for origin in found.origins:
         path = Path(origin.path)
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
         row = rows.get(name, Row(name))
         used.add(name)
+        if not row.split:
+            lacking.append(name)
         origins.append(
             replace(
                 origin,
@@ -272,5 +277,5 @@ def _by_rows(found: Collection, rows: dict[str, Row], root: Path) -> Collection:
             f"{', '.join(missing[:5])}{', ...' * (len(missing) > 5)}"
         )
     if any(row.split for row in rows.values()):
-        origins = _by_manifest(origins)
+        _check_told(lacking, len(origins))
     return replace(found, origins=origins, classes=found.classes or _classes(origins))

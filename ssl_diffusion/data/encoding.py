@@ -18,7 +18,7 @@ from ssl_diffusion.weights.encoder import load_encoder
 from ssl_diffusion.weights.model import CHUNK, FirstStage, load_autoencoder
 
 # Relative error up to which arrays are by the same model: other number formats, a resize.
-SAME = 0.2
+SAME = 0.1
 
 
 class Encoding:

@@ -107,7 +107,9 @@ def _drawn(records: Records, source: Mapping[str, Any], first: Mapping[str, int]
     """The thumbnail, or an empty ground where the file is gone, and the mask over it."""
     try:
         recipe = recipe_of(records.metadata["recipe"])
-        pixels = cutting_of(recipe).image(source["path"]).thumbnail(THUMBNAIL_PX)
+        pixels = (
+            cutting_of(recipe).image(source.get("picture", source["path"])).thumbnail(THUMBNAIL_PX)
+        )
         data, width, height = jpeg_bytes(pixels, THUMBNAIL_PX)
         ground = image(data, f"thumbnail of {source['source']}", width, height)
     except InputError:

@@ -49,7 +49,8 @@ class Opened(Protocol):
       rows: how many there are to cut; known without reading pixels.
       most: patches that all rows together may hold, at most.
       about: what the description of the data set says of it (JSON): `width`, `height` px and `mpp`
-        as the file has them, where it has them, `format`, and how it was read.
+        as the file has them, where it has them, `scale` (its pixels, across and down, for one of
+        the records), `picture` (the image file, if `path` is another), `format`, how it was read.
     """
 
     rows: int

@@ -16,6 +16,10 @@ Image.MAX_IMAGE_PIXELS = (
 )
 
 
+# Pillow's other readers start programs or only pretend to read.
+PLAIN = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000", "GIF", "PPM")
+
+
 def open_image(
     path: str | Path,
     *,
@@ -102,7 +106,7 @@ def open_slide(path: str | Path) -> openslide.AbstractSlide:
     try:
         if openslide.OpenSlide.detect_format(str(file)):
             return openslide.OpenSlide(str(file))
-        image = Image.open(file)
+        image = Image.open(file, formats=PLAIN)
         _check_whole(image, file)
         return _Plain(image)
     except (openslide.OpenSlideError, OSError, SyntaxError) as error:

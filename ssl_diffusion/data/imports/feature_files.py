@@ -98,7 +98,8 @@ class _OpenedSlide:
         self.rows = -(-self.most // ROW)
         self.about: dict[str, Any] = {
             "format": "slide with features",
-            "slide": Path(origin.slides[0]).name,
+            "picture": origin.slides[0],
+            "scale": [self._side / origin.patch_px] * 2,
             "width": self._slide.width,
             "height": self._slide.height,
             "patch_size_level0": self._side,
