@@ -64,32 +64,15 @@ BEAM = flags.DEFINE_string(
     "share the work by Apache Beam, with these options of its pipeline, as --runner=DirectRunner",
     flag_values=FLAGS,
 )
-OWN = {  # entries of the recipe that have a flag of their own
-    "source": "slide, raster or image, a folder of them, a layout, or tfds:NAME",
-    "manifest": "CSV file with file, and split, label, text, group, mpp where there are",
-    "split": "folders, manifest, sources, blocks, or a split file; told by the source otherwise",
-    "annotations": "folder of SLIDE.geojson as QuPath exports them, for labels of regions",
-    "slides": "folder of the slides that embeddings of --source belong to",
-    "encoder": "model folder, or module:function",
-    "autoencoder": "model folder",
-}
-NUMBERS = {
-    "patch_px": "side of a patch",
-    "stride_px": "from one training patch to the next; a patch by default",
-    "nodata": "value of pixels without data, where the file does not say it",
-    "jpeg_quality": "of the images in records, 1 to 100; PNG without",
-}
-LENGTHS = {
-    "mpp": "µm per pixel of the records, or metres, as 30m",
-    "source_mpp": "the same of images that do not say it",
-}
-for _name, _help in (OWN | LENGTHS).items():
-    flags.DEFINE_string(_name, None, _help, flag_values=FLAGS)
-for _name, _help in NUMBERS.items():
-    flags.DEFINE_integer(_name, None, _help, flag_values=FLAGS)
-flags.DEFINE_float(
-    "min_saturation", None, "above which a patch is tissue; 0 keeps all", flag_values=FLAGS
-)
+DEFINERS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+for _name, (_missing, _help) in recipes.RECIPE.items():
+    _type = _missing if isinstance(_missing, type) else type(_missing)
+    _define = flags.DEFINE_list if _type is tuple else DEFINERS.get(_type, flags.DEFINE_string)
+    if _name in recipes.LENGTHS:
+        _define = flags.DEFINE_string
+    if isinstance(_missing, int | float | tuple) and _missing not in (False, ()):
+        _help += f"; {_missing} without a config"
+    _define(_name, None, _help, flag_values=FLAGS)
 
 
 def main() -> None:
@@ -119,14 +102,13 @@ def _data() -> ConfigDict:
     if CONFIG.value is None and FLAGS["source"].value is None:
         raise InputError("needs --source=PATH or --config=FILE.py")
     data = CONFIG.value.data if CONFIG.value else ConfigDict(recipes.section())
-    given = {
-        name: FLAGS[name].value
-        for name in (*OWN, *NUMBERS, *LENGTHS, "min_saturation")
-        if FLAGS[name].value is not None
-    }
-    for name in LENGTHS:
-        if name in given:
-            given[name] = recipes.parse_mpp(given[name], name)
+    values = {name: FLAGS[name].value for name in recipes.RECIPE}
+    given = {name: value for name, value in values.items() if value is not None}
+    for name, value in given.items():
+        if name in recipes.LENGTHS:
+            given[name] = recipes.parse_mpp(value, name)
+        elif isinstance(value, list):
+            given[name] = recipes.parse_list(value, name)
     if "patch_px" in given:
         given.setdefault("stride_px", given["patch_px"])
     with data.unlocked():
@@ -211,7 +193,7 @@ def _begun(section: str, work: Path) -> Job:
 
 def _split_file(data: ConfigDict, work: Path) -> Path:
     """Where held-out blocks are kept: the file that is named, or one beside the work."""
-    named = Path(data.get("split") or "")
+    named = demo.resolve(data.get("split") or "")
     return named if named.suffix == ".json" else work / "split.json"
 
 

@@ -231,3 +231,7 @@ def test_a_config_without_images_says_what_to_get(tmp_path):
     data.source = str(tmp_path)
     with pytest.raises(InputError, match="BRACS_RoI"):
         collect(data, tmp_path / "split.json")
+
+
+def test_the_split_file_lies_with_the_records(records_dir):
+    assert (records_dir / "split.json").read_bytes() == demo.resolve(demo.SPLIT).read_bytes()

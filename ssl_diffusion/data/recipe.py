@@ -2,42 +2,54 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from ssl_diffusion.errors import InputError
 
-# What records depend on, with what a section that lacks the entry means; a type stands for an
-# entry of that type that is not given.
-RECIPE: dict[str, Any] = {
-    "source": "",  # a slide, raster or image; a folder of them; a layout of data/imports; tfds:NAME
-    "manifest": "",  # CSV file: file, split, label, text, group, mpp (data/manifest.py)
-    "split": "",  # folders, manifest, sources, blocks, records, or a split file; told by the source
-    "held_out": (0.1, 0.1),  # parts of the sources that are drawn into val and test
-    "patch_px": 256,
-    "mpp": 0.5,  # µm per pixel of the records; 1e6 is one metre
-    "source_mpp": float,  # of images that do not say it
-    "stride_px": 256,
-    "min_saturation": 0.07,  # mean HSV saturation of a patch, above which it is tissue; 0 keeps all
-    "nodata": int,  # value of pixels without data, in files that do not say it
-    "max_nodata": 0.0,  # part of a patch that may be without data
-    "bands": (1, 2, 3),  # of a raster, as red, green and blue
-    "value_range": (),  # (low, high) of a raster's samples, shown as 0 to 255; () for 8 bits
-    "jpeg_quality": int,  # of the images in records; without, PNG, which loses nothing
-    "slides": "",  # folder of the slides that embeddings and coordinates of `source` belong to
-    "annotations": "",  # folder of SLIDE.geojson as QuPath exports them: patches take its labels
-    "features": "",  # where embeddings of patches in `source` are, if it has several or none
-    "patch_size_level0": int,  # px of the slide that a patch of `source` covers, if nothing says it
-    "tfds_dir": "",  # where tfds:NAME was prepared; "" is where TFDS looks
-    "encoder": "",  # model folder, or module:function
-    "autoencoder": "",
-    "variants": 1,  # of every training patch: 1, 2, 4 or 8 of its `patches.symmetry`
-    "posterior": False,  # whether the standard deviation of the latent's posterior is stored
-    "patch_tokens": False,  # whether the encoder's patch tokens are stored
+
+class Entry(NamedTuple):
+    """What a section that lacks the entry means by that, and what the entry is.
+
+    A type as `missing` stands for an entry of that type that is not given.
+    """
+
+    missing: Any
+    help: str
+
+
+RECIPE: dict[str, Entry] = {  # what records depend on
+    "source": Entry("", "slide, raster or image, a folder of them, a known layout, or tfds:NAME"),
+    "manifest": Entry("", "CSV file: file, and split, label, text, group, mpp where there are"),
+    "annotations": Entry("", "folder of SLIDE.geojson as QuPath exports them, for labels"),
+    "split": Entry(
+        "", "folders, manifest, sources, blocks, records, or a split file; else the source tells"
+    ),
+    "held_out": Entry((0.1, 0.1), "parts of the sources that are drawn into val and test"),
+    "patch_px": Entry(256, "side of a patch"),
+    "stride_px": Entry(256, "from one training patch to the next"),
+    "mpp": Entry(0.5, "µm per pixel of the records; as a flag also metres, as 30m"),
+    "source_mpp": Entry(float, "the same of images that do not say it"),
+    "min_saturation": Entry(0.07, "mean HSV saturation above which a patch is tissue; 0 keeps all"),
+    "nodata": Entry(int, "value of pixels without data, in files that do not say it"),
+    "max_nodata": Entry(0.0, "part of a patch that may be without data"),
+    "bands": Entry((1, 2, 3), "of a raster, as red, green and blue"),
+    "value_range": Entry((), "low,high of a raster's samples, shown as 0 to 255; none for 8 bits"),
+    "jpeg_quality": Entry(int, "of the images in records; without, PNG, which loses nothing"),
+    "slides": Entry("", "folder of the slides that features with coordinates belong to"),
+    "features": Entry("", "file or folder of the patches' embeddings, if the source has several"),
+    "patch_size_level0": Entry(int, "px of the slide that a patch with features covers"),
+    "tfds_dir": Entry("", "where tfds:NAME was prepared; where TFDS looks otherwise"),
+    "encoder": Entry("", "model folder, or module:function"),
+    "autoencoder": Entry("", "model folder"),
+    "variants": Entry(1, "of every training patch, by the symmetries of the square: 1, 2, 4 or 8"),
+    "posterior": Entry(False, "whether the deviation of the latent's posterior is stored"),
+    "patch_tokens": Entry(False, "whether the encoder's patch tokens are stored"),
 }
 VARIANTS = (1, 2, 4, 8)
+LENGTHS = ("mpp", "source_mpp")
 # What a training needs of its records; where they were cut from is no matter to it.
 NEEDED = ("patch_px", "mpp", "encoder", "autoencoder", "variants", "posterior", "patch_tokens")
 
@@ -45,8 +57,8 @@ NEEDED = ("patch_px", "mpp", "encoder", "autoencoder", "variants", "posterior", 
 def section(**entries: Any) -> dict[str, Any]:
     """A whole `data` section: RECIPE, with these entries instead of its own."""
     told = {
-        name: placeholder(value) if isinstance(value, type) else value
-        for name, value in RECIPE.items()
+        name: placeholder(missing) if isinstance(missing, type) else missing
+        for name, (missing, _) in RECIPE.items()
     }
     return told | entries
 
@@ -54,7 +66,7 @@ def section(**entries: Any) -> dict[str, Any]:
 def recipe_of(data: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     """The entries of RECIPE in a config's `data` section, or in the recipe of records (JSON)."""
     recipe = {}
-    for name, missing in RECIPE.items():
+    for name, (missing, _) in RECIPE.items():
         value = data.get(name, None if isinstance(missing, type) else missing)
         recipe[name] = list(value) if isinstance(value, tuple) else value
     return recipe
@@ -105,9 +117,12 @@ def parse_mpp(text: str, flag: str) -> float:
     return value
 
 
-def in_words(mpp: float) -> str:
-    """A resolution as people write it: "0.5 µm" or "30 m" per pixel."""
-    return f"{mpp / 1e6:g} m" if mpp >= 1e4 else f"{mpp:g} µm"
+def parse_list(text: list[str], flag: str) -> tuple[float, ...]:
+    """The numbers of a flag that is a list; InputError if they are none."""
+    try:
+        return tuple(int(word) if word.lstrip("-").isdecimal() else float(word) for word in text)
+    except ValueError:
+        raise InputError(f"--{flag}={','.join(text)}; expected numbers by commas") from None
 
 
 def _number(value: Any) -> bool:
