@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Makes .venv if need be and runs the tests: bash launch/test.sh [--all] [pytest arguments]
-# --all also runs the tests that take minutes, some of which compile for TPUs (libtpu is installed for them).
+# --all also runs the tests that take minutes; libtpu and Apache Beam are installed for some of them.
 set -euo pipefail
 export EXTRAS="[test]"
 if [ "${1:-}" = --all ]; then
-  EXTRAS="[test,plan]"
+  EXTRAS="[test,plan,beam]"
 fi
 # shellcheck source=launch/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

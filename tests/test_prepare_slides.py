@@ -115,6 +115,14 @@ def test_any_number_of_processes_makes_the_same_records(slides, undisturbed, tmp
     assert len(failed) == 3 and content(shared) == expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["", "--direct_running_mode=multi_processing"])
+def test_a_beam_pipeline_makes_the_same_records(slides, undisturbed, tmp_path, options):
+    beam = ["--runner=DirectRunner", "--direct_num_workers=2", *options.split()]
+    assert len(prepare(section(slides), tmp_path / "records", beam=beam)) == 3
+    assert content(tmp_path / "records") == content(undisturbed)
+
+
 def test_killed_twice_and_begun_again_it_makes_the_same_records(slides, undisturbed, tmp_path):
     folder = tmp_path / "records"
     flags = [f"--source={slides}", f"--output={folder}", f"--patch_px={SIZE}", "--workers=0"]
