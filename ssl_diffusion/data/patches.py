@@ -33,16 +33,11 @@ def symmetry(pixels: np.ndarray, variant: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def is_tissue(pixels: np.ndarray, min_saturation: float) -> bool:
-    """Whether the mean HSV saturation (0 to 1) of uint8 pixels [h, w, 3] is above the least.
-
-    With 0 as the least, everything is.
-    """
-    if min_saturation <= 0:
-        return True
-    high = pixels.max(-1).astype(np.float32)
-    low = pixels.min(-1).astype(np.float32)
-    return float(np.mean((high - low) / np.maximum(high, 1))) > min_saturation
+def saturation(pixels: np.ndarray) -> np.ndarray:
+    """HSV saturation (0 to 1) of uint8 pixels [h, w, 3]: float32 [h, w]."""
+    high = np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
+    low = np.minimum(np.minimum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
+    return (high - low).astype(np.float32) / np.maximum(high, 1)
 
 
 def rows_of(image: Picture, patch_px: int, stride_px: int) -> range:
@@ -58,13 +53,24 @@ def tissue_row(
     min_saturation: float,
     max_nodata: float = 0.0,
 ) -> Iterator[Patch]:
-    """The tissue patches of one row of the grid; at most `max_nodata` of each is without data."""
+    """The tissue patches of one row of the grid.
+
+    Their mean saturation is above the least (with 0 as the least, all are), and at most
+    `max_nodata` of each is without data.
+    """
     strip, valid = image.read_with_mask(0, y, image.width, patch_px)
-    for x in range(0, image.width - patch_px + 1, stride_px):
-        pixels = strip[:, x : x + patch_px]
-        whole = valid[:, x : x + patch_px].mean() >= 1 - max_nodata
-        if whole and is_tissue(pixels, min_saturation):
-            yield Patch(pixels, x, y)
+    corners = np.arange(0, image.width - patch_px + 1, stride_px)
+
+    def mean(pixels: np.ndarray) -> np.ndarray:
+        """Of every patch: sums of columns are shared by those that overlap."""
+        sums = np.concatenate([[0.0], np.cumsum(pixels.sum(0, dtype=np.float64))])
+        return (sums[corners + patch_px] - sums[corners]) / patch_px**2
+
+    kept = mean(valid) >= 1 - max_nodata - 1e-9  # of sums of whole numbers
+    if min_saturation > 0:
+        kept &= mean(saturation(strip)) > min_saturation
+    for x in corners[kept].tolist():
+        yield Patch(strip[:, x : x + patch_px], x, y)
 
 
 def tissue_patches(
