@@ -11,7 +11,6 @@ the same folder with --shard=0/4 to --shard=3/4. Sources that cannot be used are
 DIR/failed.jsonl, and the exit code is then 3.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -28,18 +27,16 @@ from ssl_diffusion import cli, demo
 from ssl_diffusion.data import recipe as recipes
 from ssl_diffusion.data.beam import share
 from ssl_diffusion.data.collect import collect
-from ssl_diffusion.data.cutting import Cutters, Form
+from ssl_diffusion.data.cutting import Cutters
 from ssl_diffusion.data.encoding import Encoding
 from ssl_diffusion.data.finish import finish, read_failed
-from ssl_diffusion.data.origins import Collection
+from ssl_diffusion.data.job import begin, check_same, do, make_recipe
 from ssl_diffusion.data.page import write_page
-from ssl_diffusion.data.plan import check_usable, expected, make_plan, read_plan, write_plan
 from ssl_diffusion.data.records import open_records
-from ssl_diffusion.data.work import Job, Progress
+from ssl_diffusion.data.work import Job
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.files import read_json, remove, sha256, write_json
-from ssl_diffusion.weights.encoder import is_function
-from ssl_diffusion.weights.folder import SPEC, WEIGHTS
+from ssl_diffusion.files import remove
+from ssl_diffusion.locks import locked, only_one
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
@@ -85,7 +82,11 @@ def main() -> None:
     if not 0 <= mine < shards:
         raise InputError(f"--shard={SHARD.value}; expected 0/{shards} to {shards - 1}/{shards}")
     beam = BEAM.value.split() if BEAM.value is not None else None
-    failed = prepare(data, Path(output), workers=WORKERS.value, shard=(mine, shards), beam=beam)
+    try:
+        failed = prepare(data, Path(output), workers=WORKERS.value, shard=(mine, shards), beam=beam)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with what is left", file=sys.stderr)
+        sys.exit(130)
     if failed:
         told = "; ".join(f"{one['source']}: {one['reason']}" for one in failed[:10])
         more = f"; and {len(failed) - 10} more" if len(failed) > 10 else ""
@@ -143,21 +144,35 @@ def prepare(
     recipe = make_recipe(data, collection, split_file)
     if finished:
         found = open_records(output, "It is not empty: choose another --output.").metadata["recipe"]
-        _check_same(recipe, found, output)
+        check_same(recipe, found, output)
         logging.info("records in %s are there already", output)
         return read_failed(output)
     encoding = Encoding(recipe, collection)
     encoding.warn_of_another_split(recipe["split_sha256"])
-    with Cutters(workers) as cutters:
-        job = _job(recipe, collection, encoding, work, cutters)
+    mine = work / f"shard-{shard[0]}-of-{shard[1]}.lock"
+    refusal = f"another process prepares part {shard[0]}/{shard[1]} of {output}; wait for its end"
+    with only_one(mine, refusal), Cutters(workers) as cutters:
+        try:
+            job = begin(recipe, collection, encoding, work, cutters)
+        except InputError:
+            if not (work / "plan.json").exists():  # nothing was begun
+                shutil.rmtree(work, ignore_errors=True)
+            raise
         numbers = range(shard[0], len(job.plan.units), shard[1])
-        left = [number for number in numbers if not job.is_done(number)]
         if beam is not None:
-            share(data, work, left, beam)
+            share(data, work, [n for n in numbers if not job.is_done(n)], beam)
         else:
-            do(job, left, cutters)
+            do(job, numbers, cutters)
+    return _finish(job, output, recipe, split_file)
+
+
+def _finish(
+    job: Job, output: Path, recipe: dict[str, Any], split_file: Path
+) -> list[dict[str, str]]:
+    """Writes the records if all units are done; where shards end at once, one of them does."""
+    work = job.folder
     undone = sum(not job.is_done(number) for number in range(len(job.plan.units)))
-    if undone:
+    if undone and work.exists():
         logging.info(
             "this part is done; %d of %d units are left to the other shards: the last one to end "
             "writes the records",
@@ -165,13 +180,17 @@ def prepare(
             len(job.plan.units),
         )
         return []
-    try:
-        finish(job, output, recipe, collection.settings, split_file)
-    except InputError:
-        shutil.rmtree(work, ignore_errors=True)  # there is nothing in it to go on with
-        raise
-    shutil.rmtree(work, ignore_errors=True)
-    write_page(output)
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "finish.lock").open("a") as file:
+        locked(file, wait=True)
+        if not output.exists():
+            try:
+                finish(job, output, recipe, split_file)
+            except InputError:  # there is nothing in it to go on with
+                shutil.rmtree(work, ignore_errors=True)
+                raise
+            shutil.rmtree(work, ignore_errors=True)
+            write_page(output)
     return read_failed(output)
 
 
@@ -188,94 +207,13 @@ def _begun(section: str, work: Path) -> Job:
     collection = collect(data, split_file)
     recipe = make_recipe(data, collection, split_file)
     with Cutters(0) as cutters:
-        return _job(recipe, collection, Encoding(recipe, collection), work, cutters)
+        return begin(recipe, collection, Encoding(recipe, collection), work, cutters)
 
 
 def _split_file(data: ConfigDict, work: Path) -> Path:
     """Where held-out blocks are kept: the file that is named, or one beside the work."""
     named = demo.resolve(data.get("split") or "")
     return named if named.suffix == ".json" else work / "split.json"
-
-
-def _job(
-    recipe: dict[str, Any],
-    collection: Collection,
-    encoding: Encoding,
-    work: Path,
-    cutters: Cutters,
-) -> Job:
-    """The plan, and room for it; both are kept in `work` for who goes on or shares.
-
-    Raises InputError for work of another recipe, and if the disk has no room for what is expected.
-    """
-    form = Form(
-        recipe["variants"], recipe["jpeg_quality"], encoding.needs_pixels, recipe["patch_px"]
-    )
-    kept = work / "plan.json"
-    if kept.exists():
-        _check_same(recipe, read_json(work / "recipe.json", "recipe"), work)
-        plan = read_plan(kept)
-    else:
-        plan = make_plan(collection, cutters)
-        check_usable(plan, collection)
-        records, size = expected(plan, collection, cutters, form)
-        need = size + records * encoding.layout.array_bytes
-        parent = next(path for path in (work, *work.absolute().parents) if path.exists())
-        free = shutil.disk_usage(parent).free
-        room = f"about {records:,} records, {need / 1e9:.3g} GB; {free / 1e9:.3g} GB are free"
-        if need > free:
-            raise InputError(
-                f"{work.parent} has too little room: {room}; free some, or give another --output"
-            )
-        logging.info("%d sources in %d units: %s", len(collection.origins), len(plan.units), room)
-        write_json(work / "recipe.json", recipe)
-        write_plan(kept, plan)
-    return Job(collection, plan, encoding, form, recipe["mpp"], work)
-
-
-def do(job: Job, numbers: list[int], cutters: Cutters) -> None:
-    """Does these units of a job, one after the other."""
-    progress = Progress(sum(job.plan.most(job.plan.units[number]) for number in numbers))
-    try:
-        for number in numbers:
-            if not job.is_done(number):
-                job.do(number, cutters, progress)
-    finally:
-        progress.close()
-
-
-def make_recipe(data: ConfigDict, collection: Collection, split_file: Path) -> dict[str, Any]:
-    """What the records depend on: the `data` section, and hashes of files, split and models."""
-    recipe = recipes.recipe_of(data)
-    origins = collection.origins
-    sizes = {origin.path: demo.resolve(origin.path).stat().st_size for origin in origins}
-    members = [getattr(origin, "names", ()) for origin in origins]  # of lists of files
-    recipe["files_sha256"] = _digest([list(sizes.items()), members])
-    told = [(o.name, o.split, o.group, o.label, o.text) for o in origins]
-    recipe["split_sha256"] = _digest(told)
-    if any(origin.split is None for origin in origins):
-        recipe["split_sha256"] = sha256(demo.resolve(split_file))
-    for name in ("encoder", "autoencoder"):
-        if data[name] and not is_function(data[name]):
-            folder = demo.resolve(data[name])
-            if not (folder / WEIGHTS).is_file():
-                raise InputError(f"no {name} in {data[name]}. {data.get('instructions', '')}")
-            recipe[f"{name}_sha256"] = [sha256(folder / file) for file in (SPEC, WEIGHTS)]
-    return recipe
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _check_same(recipe: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
-    found = recipes.recipe_of(found) | found  # older ones lack the newer entries
-    changed = [name for name in sorted(recipe | found) if recipe.get(name) != found.get(name)]
-    if changed:
-        raise InputError(
-            f"{folder} holds records made otherwise ({', '.join(changed)} differ); choose another "
-            "--output or delete it"
-        )
 
 
 if __name__ == "__main__":

@@ -17,11 +17,13 @@ from slide_files import texture, write_slide
 
 from ssl_diffusion import demo
 from ssl_diffusion.data import plan, recipe
+from ssl_diffusion.data.cutting import Cutters
 from ssl_diffusion.data.patches import tissue_patches
 from ssl_diffusion.data.records import open_records
 from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
+from ssl_diffusion.locks import only_one
 from ssl_diffusion.prepare import prepare
 from ssl_diffusion.weights.model import load_encoder
 
@@ -242,3 +244,29 @@ def test_the_same_patch_twice_is_reported(slides, tmp_path):
         sorted(pair, reverse=True) for pair in found["examples"]
     ]
     assert read_json(tmp_path / "records" / "metadata.json", "metadata")["duplicates"] == found
+
+
+def test_a_process_that_is_killed_is_told():
+    with pytest.raises(InputError, match="a process that cuts was killed.*--workers lower"):
+        with Cutters(1) as cutters:
+            list(cutters.map(signal.raise_signal, [(signal.SIGKILL,)]))
+
+
+def test_results_come_in_order_and_a_few_ahead():
+    asked = []
+
+    def calls():
+        for number in range(50):
+            asked.append(number)
+            yield (number,)
+
+    with Cutters(2) as cutters:
+        found = cutters.map(abs, calls())
+        assert [next(found) for _ in range(3)] == [0, 1, 2] and len(asked) < 12
+        assert [*found] == [*range(3, 50)]
+
+
+def test_the_same_part_is_not_prepared_twice_at_once(slides, tmp_path):
+    with only_one(tmp_path / "records.unfinished" / "shard-0-of-1.lock", "no"):
+        with pytest.raises(InputError, match=r"another process prepares part 0/1"):
+            prepare(section(slides), tmp_path / "records")

@@ -2,14 +2,17 @@
 
 import hashlib
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from typing import Any
 
+from ssl_diffusion.data.children import live_with_the_parent
 from ssl_diffusion.data.image_bytes import decode, encode
 from ssl_diffusion.data.origins import Example, Opened, Origin
 from ssl_diffusion.data.patches import symmetry
@@ -123,7 +126,12 @@ class Cutters:
     def __enter__(self) -> "Cutters":
         if self._workers:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._workers, mp_context=context)
+            self._pool = ProcessPoolExecutor(
+                self._workers,
+                context,
+                initializer=live_with_the_parent,
+                initargs=(signal.SIGINT,),  # the pool itself ends its processes by SIGTERM
+            )
         return self
 
     def __exit__(self, *_) -> None:
@@ -131,16 +139,29 @@ class Cutters:
             self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable, calls: Iterable[tuple]) -> Iterator[Any]:
-        """`function(*call)` for each, in order; what one raises is raised when its turn comes."""
+        """`function(*call)` for each, in order; what one raises is raised when its turn comes.
+
+        Raises InputError if a process was killed.
+        """
         if self._pool is None:
             yield from (function(*call) for call in calls)
             return
-        calls = iter(calls)
-        ahead = deque(self._pool.submit(function, *call) for call in islice(calls, self.ahead))
+        try:
+            yield from self._shared(self._pool, function, iter(calls))
+        except BrokenProcessPool:
+            raise InputError(
+                "a process that cuts was killed, perhaps for want of memory; set --workers lower, "
+                "and the same command goes on"
+            ) from None
+
+    def _shared(
+        self, pool: ProcessPoolExecutor, function: Callable, calls: Iterator[tuple]
+    ) -> Iterator[Any]:
+        ahead = deque(pool.submit(function, *call) for call in islice(calls, self.ahead))
         try:
             while ahead:
                 yield ahead.popleft().result()
-                ahead.extend(self._pool.submit(function, *call) for call in islice(calls, 1))
+                ahead.extend(pool.submit(function, *call) for call in islice(calls, 1))
         finally:
             for future in ahead:
                 future.cancel()

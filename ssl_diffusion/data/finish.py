@@ -21,9 +21,7 @@ SOURCES, FAILED = "sources.jsonl", "failed.jsonl"
 SHOWN = 20  # duplicates that are told one by one
 
 
-def finish(
-    job: Job, output: Path, recipe: Mapping[str, Any], settings: Mapping[str, Any], split_file: Path
-) -> None:
+def finish(job: Job, output: Path, recipe: Mapping[str, Any], split_file: Path) -> None:
     """Writes the data set to `output`, whole or not at all. Raises InputError if nothing trains."""
     numbers = range(len(job.plan.units))
     parts = [(job.path(number), job.read(number)) for number in numbers]
@@ -48,7 +46,7 @@ def finish(
         "label_counts": _labels([done.labels for _, done in parts]),
         "layout": job.collection.layout,
         "duplicates": duplicates,
-        **settings,
+        **job.collection.settings,
         **job.encoding.metadata,
     }
     with replacing(output) as temporary:

@@ -5,17 +5,15 @@ that starts at batch n reads what one reads that came there, and needs no iterat
 """
 
 import math
-import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Generator, Sequence
-from multiprocessing.connection import wait
 from typing import Protocol, runtime_checkable
 
 import grain.python as grain
 import numpy as np
 
+from ssl_diffusion.data.children import live_with_the_parent
 from ssl_diffusion.errors import InputError
 
 Batches = Generator[dict[str, np.ndarray], None, None]
@@ -68,7 +66,7 @@ def training_batches(
         others = [given for given in os.getenv("PYTHONWARNINGS", "").split(",") if given]
         os.environ["PYTHONWARNINGS"] = ",".join(dict.fromkeys([*others, QUIET]))
         multiprocess = grain.MultiprocessingOptions(num_workers=workers)
-        iterable = iterable.mp_prefetch(multiprocess, worker_init_fn=_live_with_the_parent)
+        iterable = iterable.mp_prefetch(multiprocess, worker_init_fn=_start_worker)
     return _read(iter(iterable))
 
 
@@ -157,18 +155,5 @@ def _read(batches: grain.DatasetIterator) -> Batches:
         batches.close()
 
 
-def _live_with_the_parent(worker: int, workers: int) -> None:
-    """In a worker: signals are for the parent to act on, and its end is this process's end.
-
-    A signal to the whole group (Ctrl-C, or a scheduler's before it preempts) would else take the
-    batches from a parent that means to save, and workers outlive a parent that is killed.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _start_worker(worker: int, workers: int) -> None:
+    live_with_the_parent(signal.SIGINT, signal.SIGTERM)

@@ -1,6 +1,5 @@
 """Whose a workdir is: one config's, and one run's at a time."""
 
-import fcntl
 import json
 import logging
 import time
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json, write_json
+from ssl_diffusion.locks import locked
 
 # What of a config may change between two starts of a run: where things lie, how they are shared,
 # and when something is written. A rate that does not decay also lets the run be made longer.
@@ -56,26 +56,16 @@ def alone_in(workdir: Path) -> Iterator[None]:
 
 
 def _wait_for_lock(file: Any, workdir: Path) -> None:
-    if _locked(file):
+    if locked(file):
         return
     logging.info("another process trains in %s: waiting for its end", workdir)
     until = time.monotonic() + PATIENCE
-    while not _locked(file):
+    while not locked(file):
         if time.monotonic() > until:
             raise InputError(
                 f"another process trains in {workdir}; stop it, or choose another --workdir"
             )
         time.sleep(1)
-
-
-def _locked(file: Any) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system that has no locks, as a bucket's
-        logging.warning("no locks on %s: start no other run in its folder", file.name)
-    return True
 
 
 def claim_workdir(
