@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
                 "temperature_steps": 300,
                 "teacher_momentum": 0.98,
                 "centre_momentum": 0.9,
+                "crowding_weight": 0.1,
             },
             # Of every crop; its area is that of `distillation`.
             "augmentation": {name: value for name, value in STRONG.items() if name != "crop"},

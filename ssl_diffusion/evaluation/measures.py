@@ -151,40 +151,27 @@ def encoder_numbers(
 
     The same `views` (augmented `images`) are given to the trained encoder and to a randomly
     initialised one. Each is centred on the mean of its own clean embeddings: a random one has no
-    training mean. The other control is what stain alone would find: the patch whose means and
-    deviations of the channels are nearest, each in units of its deviation over the clean patches.
-    The standard error counts patches, not views: those of one patch agree too much to count twice.
+    training mean. The other control is what stain alone tells, `colour_statistics`, each number in
+    units of its deviation over the clean patches. The standard error counts patches, not views:
+    those of one patch agree too much to count twice.
     """
+    units = np.maximum(colour_statistics(images).std(axis=0), 1e-12)
+    embedders = {
+        "": ("trained encoder", embed),
+        "random_init_": ("untrained encoder", random_embed),
+        "colour_": (
+            "colour statistics",
+            lambda images: (colour_statistics(images) / units)[:, None],
+        ),
+    }
     numbers: dict[str, Any] = {"count": len(images), "draws": len(views), "chance": 1 / len(images)}
-    found: dict[str, list[np.ndarray]] = {}
-    for name, function in (("", embed), ("random_init_", random_embed)):
-        gallery = one_vector(function(images), f"{name or 'trained_'}encoder")
-        centre = gallery.mean(axis=0)
-        found[name] = [
-            retrieved(
-                one_vector(function(view), f"{name or 'trained_'}encoder"),
-                gallery,
-                np.arange(len(images)),
-                centre,
-            )
-            for view in views
-        ]
-    colours = colour_statistics(images)
-    scale = np.maximum(colours.std(axis=0), 1e-12)
-    found["colour_"] = [
-        (_nearest(colour_statistics(view) / scale, colours / scale) == np.arange(len(images)))
-        for view in views
-    ]
-    for name, hits in found.items():
-        share = np.mean(hits, axis=0)
-        numbers[f"{name}retrieval_at_1"] = float(share.mean())
-        numbers[f"{name}retrieval_at_1_se"] = mean_standard_error(share)
+    for name, (what, function) in embedders.items():
+        gallery = one_vector(function(images), what)
+        centre, own = gallery.mean(axis=0), np.arange(len(images))
+        found = np.mean(
+            [retrieved(one_vector(function(view), what), gallery, own, centre) for view in views],
+            axis=0,
+        )
+        numbers[f"{name}retrieval_at_1"] = float(found.mean())
+        numbers[f"{name}retrieval_at_1_se"] = mean_standard_error(found)
     return numbers
-
-
-def _nearest(
-    vectors: Float[np.ndarray, "n d"], gallery: Float[np.ndarray, "m d"]
-) -> Int[np.ndarray, " n"]:
-    """Index of the gallery vector at the smallest Euclidean distance."""
-    squares = np.square(vectors[:, None] - gallery[None]).sum(axis=2)
-    return squares.argmin(axis=1)

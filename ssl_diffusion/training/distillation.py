@@ -83,6 +83,19 @@ def moved(old: PyTree, new: PyTree, momentum: Float[Array, ""] | float) -> PyTre
     return jax.tree.map(lambda a, b: momentum * a + (1 - momentum) * b, old, new)
 
 
+def crowding(embedding: Float[Array, "b d"]) -> Float[Array, " b"]:
+    """KoLeo: minus the log of the distance of each unit embedding to its nearest in the batch.
+
+    Sablayrolles et al. 2019 (arXiv 1806.03198), eq. 3; DINOv2 (arXiv 2304.07193, sec. 4) adds a
+    tenth of it to the loss.
+    """
+    directions = unit(embedding)
+    cosines = directions @ directions.T - 3.0 * jnp.eye(len(directions))
+    nearest = jax.lax.stop_gradient(cosines.argmax(axis=1))
+    offset = directions - directions[nearest]
+    return -0.5 * jnp.log(jnp.square(offset).sum(-1) + 1e-8)
+
+
 def feature_spread(embedding: Float[Array, "n d"]) -> Float[Array, ""]:
     """Deviation of unit embeddings over n, times sqrt(d): 0 is collapsed, 1 is all directions.
 

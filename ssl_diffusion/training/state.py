@@ -144,7 +144,7 @@ def sums_of(losses: Float[Array, " b"], terms: Terms, weight: Float[Array, " b"]
     return sums
 
 
-def _figures(terms: Terms) -> Terms:
+def _figures(terms: Mapping[str, Any]) -> dict[str, Any]:  # arrays, or their shapes
     """Without the vectors."""
     return {name: values for name, values in terms.items() if len(values.shape) == 1}
 

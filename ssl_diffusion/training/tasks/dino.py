@@ -15,6 +15,7 @@ from ssl_diffusion.encoders.encoder import normalise
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.training.distillation import (
     ProjectionHead,
+    crowding,
     distillation_loss,
     feature_spread,
     moved,
@@ -64,6 +65,7 @@ class DinoTask(Task):
             "temperature_steps": ("0 or more", lambda value: value >= 0),
             "teacher_momentum": ("a share from 0 to 1", lambda value: 0 <= value <= 1),
             "centre_momentum": ("a share from 0 to 1", lambda value: 0 <= value <= 1),
+            "crowding_weight": ("0 or more", lambda value: value >= 0),
         }
         for name, (words, allowed) in expected.items():
             if not allowed(settings[name]):
@@ -111,17 +113,20 @@ class DinoTask(Task):
         crops = self.crops(batch, keys)
         seen, told = self._views(frozen["teacher"], crops[0], step)
         # The larger crops are one batch, the smaller another: the network takes one size a time.
-        student = [self._views(params, views, step)[1] for views in crops]
+        student = [self._views(params, views, step) for views in crops]
         first, last = settings.teacher_temperature
         losses, entropy = distillation_loss(
-            jnp.concatenate(student, axis=1),
+            jnp.concatenate([logits for _, logits in student], axis=1),
             told,
             frozen["centre"],
             settings.student_temperature,
             warmed_up(step, first, last, settings.temperature_steps),
         )
+        crowded = jax.vmap(crowding, in_axes=1, out_axes=1)(student[0][0]).mean(1)
         spread = feature_spread(seen[:, 0])
-        return losses, {
+        return losses + settings.crowding_weight * crowded, {
+            "distillation": losses,
+            "crowding": crowded,
             "teacher_entropy": entropy,
             "feature_spread": jnp.broadcast_to(spread, losses.shape),
             "teacher_logits": told.mean(1),
