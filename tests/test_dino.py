@@ -17,6 +17,7 @@ from ssl_diffusion.train import train
 from ssl_diffusion.training.checkpoint import Checkpoints
 from ssl_diffusion.training.distillation import (
     ProjectionHead,
+    crowding,
     distillation_loss,
     feature_spread,
     teacher_momentum,
@@ -193,9 +194,10 @@ def test_accumulation_and_centre_see_the_same_batch(task, batch):
     after = []
     for parts in (1, 4):
         config = task.config.copy_and_resolve_references()
-        config.accumulation = parts
+        config.accumulation, config.model.distillation.crowding_weight = parts, 0.0
+        other = DinoTask(config, task.records)
         state = jax.jit(lambda config=config: init_state(task, config))()
-        step = jax.jit(make_train_step(task, config, make_mesh(1, jax.devices()[:1])))
+        step = jax.jit(make_train_step(other, config, make_mesh(1, jax.devices()[:1])))
         state, totals = step(state, no_totals(task, config), batch, {})
         after.append((state.carried["centre"], means(jax.device_get(totals))["loss"]))
     np.testing.assert_allclose(after[0][0], after[1][0], atol=1e-6)
@@ -263,6 +265,22 @@ def test_settings_that_cannot_be_are_refused(change, message, records_dir, tmp_p
     with pytest.raises(InputError, match=f"config.model.distillation.{message}"):
         train(config, tmp_path / "train")
     assert not (tmp_path / "train").exists()
+
+
+def test_parts_of_a_batch_are_refused_where_all_of_it_is_compared(records_dir, tmp_path):
+    config = small_config(records_dir)
+    config.accumulation = 2
+    with pytest.raises(InputError, match="accumulation is 2, expected 1 .or no model.distillation"):
+        train(config, tmp_path / "train")
+
+
+def test_crowding_is_minus_the_log_of_the_distance_to_the_nearest():
+    points = np.random.default_rng(0).normal(size=(6, 4))
+    points[3] = 5 * (points[0] + 0.01)
+    found, units = [], points / np.linalg.norm(points, axis=1, keepdims=True)
+    for i in range(6):
+        found.append(-np.log(min(np.linalg.norm(units[i] - units[j]) for j in range(6) if j != i)))
+    np.testing.assert_allclose(crowding(jnp.float32(points)), found, rtol=1e-3)
 
 
 def test_a_network_of_another_size_than_the_patches_is_refused(records_dir, tmp_path):

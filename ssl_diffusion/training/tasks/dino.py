@@ -73,6 +73,13 @@ class DinoTask(Task):
                     f"config.model.distillation.{name} is {settings[name]}, expected {words}"
                 )
 
+        if settings.crowding_weight and self.config.accumulation != 1:
+            raise InputError(
+                f"config.accumulation is {self.config.accumulation}, expected 1 (or no "
+                "model.distillation.crowding_weight): it compares each embedding with all of the "
+                "batch, which parts of it do not see"
+            )
+
     def batch(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         return image_batch(self.config, count)
 
