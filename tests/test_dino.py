@@ -76,7 +76,11 @@ def dino_run(records_dir, tmp_path_factory):
 def state_in(workdir, task):
     """The newest checkpoint, on the host."""
     checkpoints = Checkpoints(workdir / "checkpoints", 2)
-    like = jax.eval_shape(lambda: init_state(task, task.config))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        jax.eval_shape(lambda: init_state(task, task.config)),
+    )
     state, _ = checkpoints.restore(like)
     checkpoints.close()
     return jax.device_get(state)
@@ -221,8 +225,8 @@ def test_resumed_run_ends_with_the_same_bits(dino_run, records_dir, task, tmp_pa
 
 
 def test_eight_devices_follow_the_loss_of_one(dino_run, records_dir, task, tmp_path):
-    arguments = [f"{name}={value}" for name, value in SMALLER.items()]
-    arguments += ["--config=configs/ssl_pretrain.py", f"--workdir={tmp_path / 'train'}"]
+    arguments = ["--config=configs/ssl_pretrain.py", f"--workdir={tmp_path / 'train'}"]
+    arguments += [f"{name}={value}" for name, value in SMALLER.items()]
     arguments += [f"--config.data.dir={records_dir}", "--config.mesh.fsdp=4"]
     result = run_command("train", *arguments, devices=8)
     assert result.returncode == 0, result.stderr

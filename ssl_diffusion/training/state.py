@@ -34,7 +34,7 @@ class TrainState:
     params: PyTree
     averages: PyTree  # a tuple of trees as `params`, one for each of config.ema.sigma_rel
     opt_state: PyTree
-    carried: dict[str, PyTree] = flax.struct.field(default_factory=dict)  # as the task has it
+    carried: PyTree = flax.struct.field(default_factory=dict)  # as the task has it
 
 
 def init_state(task: Task, config: ConfigDict) -> TrainState:
