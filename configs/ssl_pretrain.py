@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "dino"
     config.seed = 0
-    config.steps = 900
+    config.steps = 1000
     config.batch_size = 64
     config.accumulation = 1
     config.log_every = 10
@@ -85,7 +85,7 @@ def get_config() -> ConfigDict:
                 "temperature_steps": 0,
                 "teacher_momentum": 0.99,  # at first; the paper's 0.996 is for longer runs
                 "centre_momentum": 0.9,
-                "crowding_weight": 0.1,
+                "crowding_weight": 0.2,
             },
             # Of every crop; its area is that of `distillation`.
             "augmentation": {name: value for name, value in STRONG.items() if name != "crop"},

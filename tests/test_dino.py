@@ -127,13 +127,18 @@ def test_logits_are_cosines_and_the_last_layer_waits():
     head = ProjectionHead(hidden=16, bottleneck=8, prototypes=5, frozen_steps=3)
     x = jax.random.normal(jax.random.key(0), (4, 6))
     params = head.init(jax.random.key(1), x, jnp.int32(0))["params"]
-    logits = head.apply({"params": params}, x, jnp.int32(0))
+    directions, logits = head.apply({"params": params}, x, jnp.int32(0))
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1, rtol=1e-5)
     assert logits.shape == (4, 5) and jnp.abs(logits).max() <= 1 + 1e-6
     longer = params | {"prototypes": 7 * params["prototypes"]}
-    np.testing.assert_allclose(head.apply({"params": longer}, x, jnp.int32(0)), logits, atol=1e-6)
+    np.testing.assert_allclose(
+        head.apply({"params": longer}, x, jnp.int32(0))[1], logits, atol=1e-6
+    )
 
     def gradient(step):
-        loss = lambda p: jnp.square(head.apply({"params": p}, x, jnp.int32(step))).sum()  # noqa: E731
+        def loss(params):
+            return jnp.square(head.apply({"params": params}, x, jnp.int32(step))[1]).sum()
+
         return jax.grad(loss)(params)
 
     assert not jnp.any(gradient(2)["prototypes"]) and jnp.any(gradient(3)["prototypes"])
@@ -182,7 +187,7 @@ def test_teacher_and_centre_follow_each_step(task, batch):
             jax.random.key(config.seed + 1), taken * 8 + jnp.arange(8, dtype=jnp.uint32)
         )
         crops, _ = jax.jit(task.crops)(batch, keys)
-        _, logits = task._views(before.carried["teacher"], crops, jnp.int32(0))
+        *_, logits = task._views(before.carried["teacher"], crops, jnp.int32(0))
         expected = 0.9 * before.carried["centre"] + 0.1 * logits.mean((0, 1))
         np.testing.assert_allclose(state.carried["centre"], expected, atol=1e-5)
         assert int(state.carried["step"]) == taken + 1
@@ -284,7 +289,7 @@ def test_crowding_is_minus_the_log_of_the_distance_to_the_nearest():
     found, units = [], points / np.linalg.norm(points, axis=1, keepdims=True)
     for i in range(6):
         found.append(-np.log(min(np.linalg.norm(units[i] - units[j]) for j in range(6) if j != i)))
-    np.testing.assert_allclose(crowding(jnp.float32(points)), found, rtol=1e-3)
+    np.testing.assert_allclose(crowding(jnp.float32(units)), found, rtol=1e-3)
 
 
 def test_a_network_of_another_size_than_the_patches_is_refused(records_dir, tmp_path):

@@ -15,7 +15,7 @@ from ssl_diffusion.models.layers import Dense
 
 
 class ProjectionHead(nn.Module):
-    """Embedding -> logits: three linear layers with GELU, a direction, its cosines (app. C).
+    """Embedding -> (a direction, by three linear layers with GELU; logits, its cosines) (app. C).
 
     The last layer is weight-normalised (Salimans & Kingma 2016) with all norms at 1, so that the
     logits are cosines and no prototype wins by its length. `step`, optimizer steps taken, is below
@@ -31,7 +31,7 @@ class ProjectionHead(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "*b c"], step: Int[Array, ""]
-    ) -> Float[Array, "*b {self.prototypes}"]:
+    ) -> tuple[Float[Array, "*b {self.bottleneck}"], Float[Array, "*b {self.prototypes}"]]:
         x = nn.gelu(Dense(self.hidden, name="linear_1")(x))
         x = nn.gelu(Dense(self.hidden, name="linear_2")(x))
         x = unit(Dense(self.bottleneck, name="linear_3")(x))
@@ -40,7 +40,7 @@ class ProjectionHead(nn.Module):
         prototypes = self.param("prototypes", nn.initializers.normal(1.0), shape)
         moving = step >= self.frozen_steps
         prototypes = jnp.where(moving, prototypes, jax.lax.stop_gradient(prototypes))
-        return x @ unit(prototypes).T
+        return x, x @ unit(prototypes).T
 
 
 def distillation_loss(
@@ -83,13 +83,12 @@ def moved(old: PyTree, new: PyTree, momentum: Float[Array, ""] | float) -> PyTre
     return jax.tree.map(lambda a, b: momentum * a + (1 - momentum) * b, old, new)
 
 
-def crowding(embedding: Float[Array, "b d"]) -> Float[Array, " b"]:
-    """KoLeo: minus the log of the distance of each unit embedding to its nearest in the batch.
+def crowding(directions: Float[Array, "b d"]) -> Float[Array, " b"]:
+    """KoLeo: minus the log of the distance of each unit vector to its nearest in the batch.
 
     Sablayrolles et al. 2019 (arXiv 1806.03198), eq. 3; DINOv2 (arXiv 2304.07193, sec. 4) adds a
-    tenth of it to the loss.
+    tenth of it to the loss, of embeddings before the head.
     """
-    directions = unit(embedding)
     cosines = directions @ directions.T - 3.0 * jnp.eye(len(directions))
     nearest = jax.lax.stop_gradient(cosines.argmax(axis=1))
     offset = directions - directions[nearest]

@@ -118,18 +118,21 @@ class DinoTask(Task):
     ) -> tuple[Float[Array, " b"], Terms]:
         settings, step = self.settings, frozen["step"]
         crops = self.crops(batch, keys)
-        seen, told = self._views(frozen["teacher"], crops[0], step)
+        seen, _, told = self._views(frozen["teacher"], crops[0], step)
         # The larger crops are one batch, the smaller another: the network takes one size a time.
         student = [self._views(params, views, step) for views in crops]
         first, last = settings.teacher_temperature
         losses, entropy = distillation_loss(
-            jnp.concatenate([logits for _, logits in student], axis=1),
+            jnp.concatenate([logits for _, _, logits in student], axis=1),
             told,
             frozen["centre"],
             settings.student_temperature,
             warmed_up(step, first, last, settings.temperature_steps),
         )
-        crowded = jax.vmap(crowding, in_axes=1, out_axes=1)(student[0][0]).mean(1)
+        # Of the head's directions, which the distillation makes the same for all crops. Of the
+        # embeddings, as DINOv2 has it, an encoder can spread them by colour: then the head was left
+        # with five prototypes on the demo's slide, and retrieval at 0.17.
+        crowded = jax.vmap(crowding, in_axes=1, out_axes=1)(student[0][1]).mean(1)
         spread = feature_spread(seen[:, 0])
         return losses + settings.crowding_weight * crowded, {
             "distillation": losses,
@@ -162,16 +165,19 @@ class DinoTask(Task):
 
     def _views(
         self, params: PyTree, views: Float[Array, "b v s s 3"], step: Int[Array, ""]
-    ) -> tuple[Float[Array, "b v d"], Float[Array, "b v k"]]:
-        """Embeddings and logits of every view; rows of an image stay together, on its device."""
+    ) -> tuple[Float[Array, "b v d"], Float[Array, "b v c"], Float[Array, "b v k"]]:
+        """Embeddings, and the head's directions and logits, of every view.
+
+        The rows of an image stay together, on its device.
+        """
         model = self.config.model
         rows = normalise(
             (views.reshape(-1, *views.shape[2:]) + 1) / 2, np.array(model.mean), np.array(model.std)
         )
         embedding = self.encoder.apply({"params": params["encoder"]}, rows)[:, 0]
-        logits = self.head.apply({"params": params["head"]}, embedding, step)
-        shape = views.shape[:2]
-        return embedding.reshape(*shape, -1), logits.reshape(*shape, -1)
+        directions, logits = self.head.apply({"params": params["head"]}, embedding, step)
+        found = embedding, directions, logits
+        return tuple(array.reshape(*views.shape[:2], -1) for array in found)
 
     def picture(self, params: PyTree) -> None:
         return None
