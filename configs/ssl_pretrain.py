@@ -7,7 +7,11 @@ apart. As it stands it learns from the training patches of the shipped slide.
     python -m ssl_diffusion.prepare --config=configs/ssl_pretrain.py
     python -m ssl_diffusion.train --config=configs/ssl_pretrain.py --workdir=runs/ssl_pretrain
 
-@@MEASURED@@
+Hardware: 2 CPU cores, with the settings of `launch/environment.sh`. Measured: 16 minutes on cores
+shared with other work; a strongly augmented patch finds itself among the 130 held-out ones in
+39.0 +- 2.7 % of the cases, with the same network untrained in 5.8 %, by its colours in 6.9 %. So
+few images (64,000 seen) are few for DINO: contrast of two views, configs/demo_encoder.py, comes to
+90 % in as long, and is the one to take where patches are few.
 
 Your own slides, with the same words after both commands (`split` empty: the folder has `train/` and
 `test/`; or the name of a file that `prepare` is to write):

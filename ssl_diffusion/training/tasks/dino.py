@@ -33,6 +33,10 @@ class DinoTask(Task):
     """The encoder and a projection head; only the encoder is exported.
 
     Carried are `teacher` (a tree like the parameters), `centre` (of its logits) and `step`.
+    What is exported is the student's average of `config.ema`, as in every task, and not the
+    teacher. Both are averages of the student; but the teacher's momentum starts short and ends at
+    1, for a target that holds still, so its last steps hardly enter: on the demo's slide it
+    retrieved 0.34 of the held-out patches, the average of length 0.05 0.39.
     Raises InputError for a config that does not fit itself.
     """
 
