@@ -197,7 +197,8 @@ def train(
                             log.picture(step, task.picture(params))
                 if saves:
                     with log.paused():
-                        reached = None if stopped else evaluate(state.averages[used], frozen)
+                        fixed = frozen | state.carried
+                        reached = None if stopped else evaluate(state.averages[used], fixed)
                         if reached:
                             log.held_out(step, reached)
                         checkpoints.save(step, state, {"batches": step}, config, reached)
@@ -247,7 +248,7 @@ def first_state(
             to_host(state.params),
         )
         params = place(params, where.params)
-        state = jax.jit(partial(start_from, config=config), out_shardings=where)(params)
+        state = jax.jit(partial(start_from, task=task, config=config), out_shardings=where)(params)
     return state, 0
 
 

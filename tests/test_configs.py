@@ -28,8 +28,10 @@ from ssl_diffusion.training.tasks.build import TASKS
 from ssl_diffusion.weights.model import load_model
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-PUBLISHED = [name for name in NAMES if not name.startswith("demo")]
-NETWORKS = {"pancancer": ["dit"], "demo_autoencoder": [""], "demo_encoder": [""]}
+NETWORKS = {"pancancer": ["dit"]} | dict.fromkeys(
+    ("demo_autoencoder", "demo_encoder", "ssl_pretrain"), [""]
+)
+PUBLISHED = [name for name in NAMES if name != "demo" and NETWORKS.get(name) != [""]]
 CASES = [(name, network) for name in NAMES for network in NETWORKS.get(name, ["unet", "dit"])]
 DENOISERS = [case for case in CASES if case[1]]
 # Millions of parameters of the network, and of what makes its context of an embedding.
@@ -58,9 +60,10 @@ def task_of(settings: str) -> tuple[Task, int]:
     params = jax.eval_shape(task.init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))
-    losses, terms = jax.eval_shape(task.loss, params, task.frozen, task.batch(8), keys)
+    frozen = task.frozen | jax.eval_shape(task.carried, params)
+    losses, terms = jax.eval_shape(task.loss, params, frozen, task.batch(8), keys)
     assert losses.shape == (8,) and losses.dtype == jnp.float32
-    assert {term.shape for term in terms.values()} <= {(8,)}
+    assert {term.shape[0] for term in terms.values()} <= {8}
     return task, model_flop(task, 1)
 
 

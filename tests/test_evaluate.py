@@ -314,7 +314,7 @@ FIELDS = {
     "large_image": "width_px height_px similarity similarity_shuffled seam seam_real sharpness "
     "seconds",
     "autoencoder": "psnr_db",
-    "encoder": "retrieval_at_1 random_init_retrieval_at_1",
+    "encoder": "retrieval_at_1 random_init_retrieval_at_1 colour_retrieval_at_1",
     "train": "steps images_per_second final_loss",
     "seconds": "install prepare train sample stitch evaluate total",
     "hardware": "cpu cores device",

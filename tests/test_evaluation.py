@@ -307,3 +307,9 @@ def test_encoder_numbers_tell_an_encoder_that_ignores_the_augmentation():
     swapped = measures.encoder_numbers(first_channel, grey, images, views)
     assert swapped["random_init_retrieval_at_1"] == 1
     assert swapped["retrieval_at_1"] == numbers["random_init_retrieval_at_1"]
+    # Colours swapped: their means and deviations are another patch's. Turned, they are the same.
+    assert numbers["colour_retrieval_at_1"] < 0.3
+    turned = measures.encoder_numbers(grey, first_channel, images, views[:, :, ::-1])
+    assert turned["colour_retrieval_at_1"] == numbers["colour_retrieval_at_1"]
+    own = measures.encoder_numbers(grey, first_channel, images, images[None, :, ::-1])
+    assert own["colour_retrieval_at_1"] == 1 and own["retrieval_at_1"] < 0.3

@@ -2,7 +2,8 @@
 
 Images are float32 in [-1, 1], [n, size, size, 3]. `settings` is a mapping with
 
-    crop         smallest area of the square crop, as a fraction of the image; the largest is 1
+    crop         smallest area of the square crop, as a fraction of the image
+    largest_crop    the largest; 1 where it is left out
     brightness, contrast, saturation     half-range of the factor around 1
     hue          half-range of the hue turn, as a fraction of the whole circle
     blur_px      largest standard deviation of the Gaussian blur, pixels
@@ -52,25 +53,32 @@ def views_of(
 
 
 def augment(
-    key: Array, image: Float[Array, "s s 3"], settings: Mapping[str, float]
-) -> Float[Array, "s s 3"]:
-    """One random view of one image."""
+    key: Array,
+    image: Float[Array, "s s 3"],
+    settings: Mapping[str, float],
+    size_px: int | None = None,
+) -> Float[Array, "view view 3"]:
+    """One random view of one image, of `size_px` pixels (None: as many as the image has)."""
     crop_key, turn_key, colour_key, blur_key = jax.random.split(key, 4)
-    image = _crop(crop_key, image, settings["crop"])
+    areas = settings["crop"], settings.get("largest_crop", 1.0)
+    image = _crop(crop_key, image, areas, size_px or image.shape[0])
     image = _turn(turn_key, image)
     image = _colour(colour_key, image, settings)
     return _blur(blur_key, image, settings["blur_px"])
 
 
-def _crop(key: Array, image: Float[Array, "s s 3"], smallest: float) -> Float[Array, "s s 3"]:
-    """A square of random area and place, resized to the whole (linear, antialiased)."""
+def _crop(
+    key: Array, image: Float[Array, "s s 3"], areas: tuple[float, float], size_px: int
+) -> Float[Array, "{size_px} {size_px} 3"]:
+    """A square of random area and place, resized to `size_px` (linear, antialiased)."""
     area_key, place_key = jax.random.split(key)
     size = image.shape[0]
-    side = jnp.sqrt(jax.random.uniform(area_key, minval=smallest, maxval=1.0))
-    corner = jax.random.uniform(place_key, (2,)) * (1 - side) * size
-    scale = jnp.full(2, 1 / side)
+    smallest, largest = areas
+    side = jnp.sqrt(jax.random.uniform(area_key, minval=smallest, maxval=largest))
+    corner = jax.random.uniform(place_key, (2,)) * (1 - side) * size_px
+    scale = jnp.full(2, size_px / size / side)
     return jax.image.scale_and_translate(
-        image, image.shape, (0, 1), scale, -corner / side, "linear"
+        image, (size_px, size_px, 3), (0, 1), scale, -corner / side, "linear"
     )
 
 

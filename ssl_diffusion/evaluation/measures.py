@@ -11,7 +11,7 @@ from ssl_diffusion.evaluation.agreement import agreement, mean_standard_error, r
 from ssl_diffusion.evaluation.copying import NearestTraining, copying
 from ssl_diffusion.evaluation.features import one_vector
 from ssl_diffusion.evaluation.frechet import Moments, frechet_distance, frechet_standard_error
-from ssl_diffusion.evaluation.pixels import psnr, sharpness
+from ssl_diffusion.evaluation.pixels import colour_statistics, psnr, sharpness
 from ssl_diffusion.evaluation.seams import seam
 
 JPEG_BLOCK_PX = 8
@@ -151,23 +151,25 @@ def encoder_numbers(
 
     The same `views` (augmented `images`) are given to the trained encoder and to a randomly
     initialised one. Each is centred on the mean of its own clean embeddings: a random one has no
-    training mean. The standard error counts patches, not views: those of one patch agree too
-    much to count twice.
+    training mean. The other control is what stain alone tells, `colour_statistics`, each number in
+    units of its deviation over the clean patches. The standard error counts patches, not views:
+    those of one patch agree too much to count twice.
     """
+    units = np.maximum(colour_statistics(images).std(axis=0), 1e-12)
+    embedders = {
+        "": ("trained encoder", embed),
+        "random_init_": ("untrained encoder", random_embed),
+        "colour_": (
+            "colour statistics",
+            lambda images: (colour_statistics(images) / units)[:, None],
+        ),
+    }
     numbers: dict[str, Any] = {"count": len(images), "draws": len(views), "chance": 1 / len(images)}
-    for name, function in (("", embed), ("random_init_", random_embed)):
-        gallery = one_vector(function(images), f"{name or 'trained_'}encoder")
-        centre = gallery.mean(axis=0)
+    for name, (what, function) in embedders.items():
+        gallery = one_vector(function(images), what)
+        centre, own = gallery.mean(axis=0), np.arange(len(images))
         found = np.mean(
-            [
-                retrieved(
-                    one_vector(function(view), f"{name or 'trained_'}encoder"),
-                    gallery,
-                    np.arange(len(images)),
-                    centre,
-                )
-                for view in views
-            ],
+            [retrieved(one_vector(function(view), what), gallery, own, centre) for view in views],
             axis=0,
         )
         numbers[f"{name}retrieval_at_1"] = float(found.mean())

@@ -4,6 +4,12 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 
+def colour_statistics(images: UInt8[np.ndarray, "n h w 3"]) -> Float64[np.ndarray, "n 6"]:
+    """Mean and standard deviation of each channel over the pixels, grey levels of 255."""
+    pixels = images.reshape(len(images), -1, 3).astype(np.float64)
+    return np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1)
+
+
 def psnr(
     real: UInt8[np.ndarray, "n h w 3"], other: UInt8[np.ndarray, "n h w 3"]
 ) -> Float64[np.ndarray, " n"]:

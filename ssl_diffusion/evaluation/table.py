@@ -161,7 +161,11 @@ ROWS = (
         "encoder",
         "retrieval_at_1",
         "Recognises an altered patch (retrieval@1)",
-        {"same network, random weights": "random_init_retrieval_at_1", "guessing": "chance"},
+        {
+            "same network, random weights": "random_init_retrieval_at_1",
+            "nearest in colour": "colour_retrieval_at_1",
+            "guessing": "chance",
+        },
         "Held-out patches, strongly cropped, turned, recoloured and blurred, look for themselves "
         "among the unaltered ones: tells whether the embedding holds tissue rather than stain.",
     ),

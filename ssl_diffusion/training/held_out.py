@@ -23,6 +23,7 @@ def held_out_loss(
 ) -> Callable[[PyTree, PyTree], dict[str, float]]:
     """Returns evaluate(params, frozen) -> means of the loss and its terms, as "held_out_...".
 
+    `frozen` holds what is carried, too.
     The examples are spread over the split "val", or "test" where there is none. Every process of
     the run has to call it.
     """
@@ -37,7 +38,8 @@ def held_out_loss(
         params: PyTree, frozen: PyTree, batch: PyTree, first: Array, weight: Array
     ) -> Totals:
         keys = example_keys(SEED, first, config.batch_size)
-        return sums_of(*task.loss(gathered(params, mesh), frozen, batch, keys), weight)
+        losses, terms = task.loss(*gathered((params, frozen), mesh), batch, keys)
+        return sums_of(losses, terms, weight)
 
     def evaluate(params: PyTree, frozen: PyTree) -> dict[str, float]:
         found: list[Totals] = []

@@ -81,7 +81,7 @@ def model_flop(task: Task, count: int) -> int:
     def total(params: PyTree, frozen: PyTree, batch: PyTree, keys: jax.Array) -> jax.Array:
         return task.loss(params, frozen, batch, keys)[0].sum()
 
-    frozen = jax.eval_shape(lambda: task.frozen)
+    frozen = jax.eval_shape(lambda: task.frozen) | jax.eval_shape(task.carried, params)
     return matmul_flop(
         jax.make_jaxpr(jax.grad(total))(params, frozen, task.batch(count), keys).jaxpr
     )
@@ -140,7 +140,7 @@ def compile_step(task: Task, config: ConfigDict, mesh: Mesh, batch_size: int) ->
     batch = _described(task.batch(batch_size), by_rows(mesh))
     frozen = _described(jax.eval_shape(lambda: task.frozen), replicated(mesh))
     kinds = {
-        "parameters": _bytes(state.params) + _bytes(frozen),
+        "parameters": _bytes((state.params, frozen, state.carried)),
         "moments": _bytes(state.opt_state),
         "averages": _bytes(state.averages),
     }

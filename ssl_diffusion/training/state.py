@@ -34,17 +34,19 @@ class TrainState:
     params: PyTree
     averages: PyTree  # a tuple of trees as `params`, one for each of config.ema.sigma_rel
     opt_state: PyTree
+    carried: PyTree = flax.struct.field(default_factory=dict)  # as the task has it
 
 
 def init_state(task: Task, config: ConfigDict) -> TrainState:
     """The state before the first step; a pure function, to be jitted with its output shardings."""
-    return start_from(task.init(jax.random.key(config.seed)), config)
+    return start_from(task.init(jax.random.key(config.seed)), task, config)
 
 
-def start_from(params: PyTree, config: ConfigDict) -> TrainState:
+def start_from(params: PyTree, task: Task, config: ConfigDict) -> TrainState:
     """The state before the first step, from these parameters."""
     kept = tuple(params for _ in config.ema.sigma_rel)
-    return TrainState(jnp.int32(0), params, kept, make_optimizer(config).init(params))
+    moments = make_optimizer(config).init(params)
+    return TrainState(jnp.int32(0), params, kept, moments, task.carried(params))
 
 
 def no_totals(task: Task, config: ConfigDict) -> Totals:
@@ -52,8 +54,9 @@ def no_totals(task: Task, config: ConfigDict) -> Totals:
     batch = task.batch(config.batch_size)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.batch_size))
     params = jax.eval_shape(task.init, jax.random.key(0))
-    _, terms = jax.eval_shape(task.loss, params, task.frozen, batch, keys)
-    names = ("loss", "gradient_norm", "learning_rate", *terms)
+    frozen = task.frozen | jax.eval_shape(task.carried, params)
+    _, terms = jax.eval_shape(task.loss, params, frozen, batch, keys)
+    names = ("loss", "gradient_norm", "learning_rate", *_figures(terms))
     return {name: jnp.zeros(2) for name in names} | {"bad_step": jnp.int32(NEVER)}
 
 
@@ -81,22 +84,24 @@ def make_train_step(
     parts = config.accumulation
     size = config.batch_size
 
-    def sums(params: PyTree, frozen: PyTree, batch: Batch, keys: Array) -> tuple[Array, Totals]:
-        losses, terms = task.loss(gathered(params, mesh), frozen, batch, keys)
-        return losses.sum(), sums_of(losses, terms, jnp.ones_like(losses))
+    def sums(params: PyTree, frozen: PyTree, batch: Batch, keys: Array) -> tuple[Array, PyTree]:
+        losses, terms = task.loss(*gathered((params, frozen), mesh), batch, keys)
+        seen = {name: terms[name].sum(0) for name in terms.keys() - _figures(terms).keys()}
+        return losses.sum(), (sums_of(losses, terms, jnp.ones_like(losses)), seen)
 
-    def part(params: PyTree, frozen: PyTree, batch: Batch, keys: Array) -> tuple[PyTree, Totals]:
+    def part(params: PyTree, frozen: PyTree, batch: Batch, keys: Array) -> tuple[PyTree, ...]:
         (_, found), gradient = jax.value_and_grad(sums, has_aux=True)(params, frozen, batch, keys)
         # As the parameters lie: the sum over the devices becomes one that scatters.
         where = state_shardings(gradient, mesh)
-        return jax.lax.with_sharding_constraint(gradient, where), found
+        return jax.lax.with_sharding_constraint(gradient, where), *found
 
     def train_step(
         state: TrainState, totals: Totals, batch: Batch, frozen: PyTree
     ) -> tuple[TrainState, Totals]:
         keys = example_keys(config.seed, state.step * size, size)
+        frozen = frozen | state.carried
         if parts == 1:
-            gradient, found = part(state.params, frozen, batch, keys)
+            gradient, found, seen = part(state.params, frozen, batch, keys)
         else:
 
             def add(total: PyTree, one: PyTree) -> tuple[PyTree, None]:
@@ -107,12 +112,13 @@ def make_train_step(
                 part, state.params, frozen, *jax.tree.map(lambda a: a[0], split)
             )
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            (gradient, found), _ = jax.lax.scan(add, zeros, split)
-        gradient = jax.tree.map(lambda leaf: leaf / size, gradient)
+            (gradient, found, seen), _ = jax.lax.scan(add, zeros, split)
+        gradient, seen = jax.tree.map(lambda leaf: leaf / size, (gradient, seen))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         kept = averages.update(state.averages, params, step, gammas)
+        carried = task.follow(state.carried, params, seen)
         found |= {
             "gradient_norm": jnp.stack([optax.global_norm(gradient), 1.0]),
             "learning_rate": jnp.stack([rate(state.step), 1.0]),
@@ -120,7 +126,7 @@ def make_train_step(
         added = {name: totals[name] + found[name] for name in found}
         finite = jnp.isfinite(found["loss"][0]) & jnp.isfinite(found["gradient_norm"][0])
         bad = jnp.minimum(totals["bad_step"], jnp.where(finite, NEVER, step))
-        return TrainState(step, params, kept, opt_state), added | {"bad_step": bad}
+        return TrainState(step, params, kept, opt_state, carried), added | {"bad_step": bad}
 
     return train_step
 
@@ -132,10 +138,15 @@ def sums_of(losses: Float[Array, " b"], terms: Terms, weight: Float[Array, " b"]
         return jnp.stack([(values * weight).sum(), weight.sum()])
 
     sums = {"loss": one(losses, weight)}
-    for name, values in terms.items():
+    for name, values in _figures(terms).items():
         applies = ~jnp.isnan(values)
         sums[name] = one(jnp.where(applies, values, 0.0), weight * applies)
     return sums
+
+
+def _figures(terms: Mapping[str, Any]) -> dict[str, Any]:  # arrays, or their shapes
+    """Without the vectors."""
+    return {name: values for name, values in terms.items() if len(values.shape) == 1}
 
 
 def means(totals: Mapping[str, Any]) -> dict[str, float]:

@@ -15,8 +15,11 @@ MEASURED = 1024
 Batch = dict[str, Array | np.ndarray]
 """Record fields by name, each with the batch as its first axis."""
 
-Terms = dict[str, Float[Array, " b"]]
-"""Further figures of each example, by name; NaN where one does not apply to an example."""
+Terms = dict[str, Float[Array, "b *n"]]
+"""Further figures of each example, by name; NaN where one does not apply to an example.
+
+Vectors, [b, n], are no figures: they are not logged, and `Task.follow` gets their means.
+"""
 
 
 @runtime_checkable
@@ -25,11 +28,11 @@ class Task(Protocol):
 
     Attributes:
       fields: the record fields of a batch.
-      frozen: arrays that the loss reads and training leaves alone, any pytree.
+      frozen: arrays that the loss reads and training leaves alone, by name.
     """
 
     fields: tuple[str, ...]
-    frozen: PyTree
+    frozen: dict[str, PyTree]
 
     def batch(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a batch of `count` examples, as the records hold them."""
@@ -40,7 +43,24 @@ class Task(Protocol):
     def loss(
         self, params: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
     ) -> tuple[Float[Array, " b"], Terms]:
-        """Loss and further terms of each example, whose randomness is all from its own key."""
+        """Loss and further terms of each example, whose randomness is all from its own key.
+
+        `frozen` holds what is carried, too.
+        """
+
+    def carried(self, params: PyTree) -> dict[str, PyTree]:
+        """What the loss reads and the optimizer leaves alone, but which follows the training, as a
+        teacher does: by name, before the first step. It is a part of the state. Most have none."""
+        return {}
+
+    def follow(
+        self, carried: dict[str, PyTree], params: PyTree, seen: dict[str, Float[Array, " n"]]
+    ) -> dict[str, PyTree]:
+        """What is carried after an optimizer step that gave `params`.
+
+        `seen` are the means, over the whole batch, of those terms of the loss that are vectors.
+        """
+        return carried
 
     def picture(self, params: PyTree) -> np.ndarray | None:
         """A sheet that shows how far training is, uint8 [h, w, 3]: the same examples each time."""

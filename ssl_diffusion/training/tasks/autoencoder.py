@@ -14,7 +14,7 @@ from ssl_diffusion.evaluation.measures import autoencoder_numbers
 from ssl_diffusion.models.autoencoder import Autoencoder
 from ssl_diffusion.models.build import build
 from ssl_diffusion.pixels import pair_sheet, to_uint8
-from ssl_diffusion.training.tasks import MEASURED, Batch, Terms, image_batch
+from ssl_diffusion.training.tasks import MEASURED, Batch, Task, Terms, image_batch
 from ssl_diffusion.weights.folder import write_model
 from ssl_diffusion.weights.model import FirstStage
 
@@ -22,11 +22,11 @@ SCALE_SAMPLES = 2048  # training patches from which the latents' mean and deviat
 PICTURED = 8
 
 
-class AutoencoderTask:
+class AutoencoderTask(Task):
     """Reconstruction in L1 and L2 plus a small KL term (Rombach et al. 2022, app. G)."""
 
     fields = ("image",)
-    frozen: PyTree = {}
+    frozen: dict[str, PyTree] = {}
 
     def __init__(self, config: ConfigDict, records: Records | None):
         self.config, self.records = config, records

@@ -22,7 +22,7 @@ from ssl_diffusion.pixels import pair_sheet, to_uint8
 from ssl_diffusion.stitching.windows import window_origins
 from ssl_diffusion.training.alignment import make_alignment
 from ssl_diffusion.training.state import example_keys
-from ssl_diffusion.training.tasks import MEASURED, Batch, Terms, split_keys
+from ssl_diffusion.training.tasks import MEASURED, Batch, Task, Terms, split_keys
 from ssl_diffusion.training.tasks.latents import LatentInput, make_input
 from ssl_diffusion.weights.encoder import load_encoder
 from ssl_diffusion.weights.folder import write_model
@@ -33,7 +33,7 @@ MEASURED_CHUNK, MEASURED_DRAWS = 32, 8  # held-out patches at once; noise draws 
 NOISE_LEVELS = 4  # equal parts of the timesteps, whose losses are logged apart
 
 
-class DenoiserTask:
+class DenoiserTask(Task):
     """Denoising score matching on latents; the embedding is dropped per example for guidance.
 
     Without `records` only `batch`, `init` and `loss` work, on shapes that the config tells: enough

@@ -11,14 +11,12 @@ from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
 from ssl_diffusion.data.records import Records
-from ssl_diffusion.encoders.augment import augment, views_of
-from ssl_diffusion.encoders.encoder import SSLEncoder, normalise
-from ssl_diffusion.encoders.vit import ViT
+from ssl_diffusion.encoders.augment import augment
+from ssl_diffusion.encoders.encoder import normalise
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.evaluation.measures import encoder_numbers
-from ssl_diffusion.models.build import build
 from ssl_diffusion.models.layers import MLP
-from ssl_diffusion.training.tasks import MEASURED, Batch, Terms, image_batch, split_keys
+from ssl_diffusion.training.tasks import Batch, Task, Terms, image_batch, split_keys
+from ssl_diffusion.training.tasks.backbone import backbone_spec, build_backbone, measure_backbone
 from ssl_diffusion.weights.folder import write_model
 
 
@@ -36,11 +34,11 @@ def contrastive_loss(
     return 0.5 * (losses[:count] + losses[count:])
 
 
-class EncoderTask:
+class EncoderTask(Task):
     """The encoder and a projection head; only the encoder is exported."""
 
     fields = ("image",)
-    frozen: PyTree = {}
+    frozen: dict[str, PyTree] = {}
 
     def __init__(self, config: ConfigDict, records: Records | None):
         self.config, self.records = config, records
@@ -49,12 +47,7 @@ class EncoderTask:
                 f"config.accumulation is {config.accumulation}, expected 1: views are contrasted "
                 "with all of the batch, which parts of it do not see"
             )
-        self.encoder: ViT = build(ViT, config.model.architecture.to_dict())
-        if self.encoder.image_size != config.data.patch_px:
-            raise InputError(
-                f"model.architecture.image_size is {self.encoder.image_size}, the patches have "
-                f"{config.data.patch_px} px (data.patch_px); set both to the same"
-            )
+        self.encoder = build_backbone(config)
         projector = config.model.projector
         self.projector = MLP(projector.hidden, projector.width, nn.relu)
 
@@ -91,24 +84,8 @@ class EncoderTask:
         return None
 
     def measure(self, params: PyTree) -> dict[str, int | float]:
-        images = self.records.source("test", ("image",)).spread(MEASURED)["image"]
-        encoder = SSLEncoder(self.encoder, params["encoder"], self._spec({}))
-        untrained = encoder.reinitialised(self.config.seed)
-        views = views_of(images, self.config.model.judged_by.to_dict(), draws=4, seed=0)
-        return encoder_numbers(encoder.embed, untrained.embed, images, views)
+        return measure_backbone(self.encoder, params["encoder"], self.config, self.records)
 
     def export(self, params: PyTree, folder: Path, trained: dict[str, Any]) -> None:
-        write_model(folder, self._spec(trained), params["encoder"])
-
-    def _spec(self, trained: dict[str, Any]) -> dict[str, Any]:
-        model = self.config.model
-        return {
-            "kind": "encoder",
-            "architecture": model.architecture.to_dict(),
-            "image_size": self.config.data.patch_px,
-            "mean": list(model.mean),
-            "std": list(model.std),
-            "embedding": {"tokens": 1, "dim": self.encoder.width},
-            "augmentation": model.judged_by.to_dict(),
-            "trained": trained,
-        }
+        spec = backbone_spec(self.encoder, self.config, trained)
+        write_model(folder, spec, params["encoder"])
