@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +23,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.partial-{_unique()}{path.suffix}")
     remove(temporary)
     try:
         yield temporary
         if temporary.is_dir() and path.is_dir():
-            old = path.with_name(f".{path.name}.old-{os.getpid()}")
+            old = path.with_name(f".{path.name}.old-{_unique()}")
             path.rename(old)
             temporary.rename(path)
             remove(old)
@@ -35,6 +36,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         remove(temporary)
+
+
+def _unique() -> str:
+    """Hosts and containers that share a file system may share process numbers."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def remove(path: Path) -> None:

@@ -16,6 +16,8 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from ssl_diffusion.data.beam import share
 from ssl_diffusion.data.collect import collect
 from ssl_diffusion.data.cutting import Cutters
 from ssl_diffusion.data.encoding import Encoding
-from ssl_diffusion.data.finish import finish, read_failed
+from ssl_diffusion.data.finish import NothingToTrain, finish, read_failed
 from ssl_diffusion.data.job import begin, check_same, do, make_recipe
 from ssl_diffusion.data.page import write_page
 from ssl_diffusion.data.records import open_records
@@ -37,6 +39,8 @@ from ssl_diffusion.data.work import Job
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import remove
 from ssl_diffusion.locks import locked, only_one
+
+MOST_WORKERS = 16  # by default; each holds some rows of a slide
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
@@ -47,7 +51,7 @@ OUTPUT = flags.DEFINE_string(
 )
 WORKERS = flags.DEFINE_integer(
     "workers",
-    os.cpu_count() if (os.cpu_count() or 1) > 1 else 0,
+    min(os.cpu_count() or 1, MOST_WORKERS) if (os.cpu_count() or 1) > 1 else 0,
     "processes that cut; 0 cuts in the one that embeds",
     lower_bound=0,
     flag_values=FLAGS,
@@ -100,7 +104,7 @@ def main() -> None:
 
 def _data() -> ConfigDict:
     """The config's `data` section, or one of defaults, with the flags' values in it."""
-    if CONFIG.value is None and FLAGS["source"].value is None:
+    if CONFIG.value is None and not FLAGS["source"].value:
         raise InputError("needs --source=PATH or --config=FILE.py")
     data = CONFIG.value.data if CONFIG.value else ConfigDict(recipes.section())
     values = {name: FLAGS[name].value for name in recipes.RECIPE}
@@ -110,8 +114,8 @@ def _data() -> ConfigDict:
             given[name] = recipes.parse_mpp(value, name)
         elif isinstance(value, list):
             given[name] = recipes.parse_list(value, name)
-    if "patch_px" in given:
-        given.setdefault("stride_px", given["patch_px"])
+    if "patch_px" in given and data.stride_px == data.patch_px:
+        given.setdefault("stride_px", given["patch_px"])  # side by side, as they were
     with data.unlocked():
         data.update(given)
     return data
@@ -135,29 +139,24 @@ def prepare(
     recipes.check(data)
     if output.is_file():
         raise InputError(f"--output={output} is a file; give a folder")
-    finished = output.exists() and any(output.iterdir())
-    work = output if finished else output.with_name(f"{output.name}.unfinished")
-    if not finished and not (work / "recipe.json").exists():
-        remove(work / "split.json")  # of a run that got no further, maybe by another recipe
-    split_file = _split_file(data, work)
-    collection = collect(data, split_file)
-    recipe = make_recipe(data, collection, split_file)
-    if finished:
-        found = open_records(output, "It is not empty: choose another --output.").metadata["recipe"]
-        check_same(recipe, found, output)
-        logging.info("records in %s are there already", output)
-        return read_failed(output)
+    work = output.with_name(f"{output.name}.unfinished")
+    if _is_there(output):
+        return _there_already(data, output, work)
+    with _one_begins(work):
+        if _is_there(output):
+            return _there_already(data, output, work)
+        if not (work / "recipe.json").exists():
+            remove(work / "split.json")  # of a run that got no further, maybe by another recipe
+        split_file = _split_file(data, work)
+        collection = collect(data, split_file)
+        recipe = make_recipe(data, collection, split_file)
     encoding = Encoding(recipe, collection)
     encoding.warn_of_another_split(recipe["split_sha256"])
     mine = work / f"shard-{shard[0]}-of-{shard[1]}.lock"
     refusal = f"another process prepares part {shard[0]}/{shard[1]} of {output}; wait for its end"
     with only_one(mine, refusal), Cutters(workers) as cutters:
-        try:
+        with _one_begins(work):
             job = begin(recipe, collection, encoding, work, cutters)
-        except InputError:
-            if not (work / "plan.json").exists():  # nothing was begun
-                shutil.rmtree(work, ignore_errors=True)
-            raise
         numbers = range(shard[0], len(job.plan.units), shard[1])
         if beam is not None:
             share(data, work, [n for n in numbers if not job.is_done(n)], beam)
@@ -166,31 +165,64 @@ def prepare(
     return _finish(job, output, recipe, split_file)
 
 
+def _is_there(output: Path) -> bool:
+    return output.exists() and any(output.iterdir())
+
+
+def _there_already(data: ConfigDict, output: Path, work: Path) -> list[dict[str, str]]:
+    """What a second run comes to; the page is made if the first was stopped before it."""
+    found = open_records(output, "It is not empty: choose another --output.").metadata["recipe"]
+    told = recipes.recipe_of(data)
+    check_same(told, recipes.recipe_of(found), output)
+    split_file = _split_file(data, output)
+    check_same(make_recipe(data, collect(data, split_file), split_file), found, output)
+    logging.info("records in %s are there already", output)
+    if not (output / "index.html").exists():
+        write_page(output)
+    shutil.rmtree(work, ignore_errors=True)
+    return read_failed(output)
+
+
+@contextmanager
+def _one_begins(work: Path) -> Iterator[None]:
+    """Inside is one process at a time: splits are drawn, and the work is planned, once.
+
+    Where it is refused and nothing had been planned, nothing is left.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "begin.lock").open("a") as file:
+        locked(file, wait=True)
+        try:
+            yield
+        except InputError:
+            if not (work / "plan.json").exists():
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
 def _finish(
     job: Job, output: Path, recipe: dict[str, Any], split_file: Path
 ) -> list[dict[str, str]]:
     """Writes the records if all units are done; where shards end at once, one of them does."""
     work = job.folder
-    undone = sum(not job.is_done(number) for number in range(len(job.plan.units)))
-    if undone and work.exists():
-        logging.info(
-            "this part is done; %d of %d units are left to the other shards: the last one to end "
-            "writes the records",
-            undone,
-            len(job.plan.units),
-        )
-        return []
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "finish.lock").open("a") as file:
-        locked(file, wait=True)
-        if not output.exists():
+    with _one_begins(work):
+        if not _is_there(output):
+            undone = sum(not job.is_done(number) for number in range(len(job.plan.units)))
+            if undone:
+                logging.info(
+                    "this part is done; %d of %d units are left to the other shards: the last one "
+                    "to end writes the records",
+                    undone,
+                    len(job.plan.units),
+                )
+                return []
             try:
                 finish(job, output, recipe, split_file)
-            except InputError:  # there is nothing in it to go on with
-                shutil.rmtree(work, ignore_errors=True)
+            except NothingToTrain:
+                shutil.rmtree(work, ignore_errors=True)  # there is nothing in it to go on with
                 raise
-            shutil.rmtree(work, ignore_errors=True)
             write_page(output)
+        shutil.rmtree(work, ignore_errors=True)
     return read_failed(output)
 
 

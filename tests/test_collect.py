@@ -19,9 +19,9 @@ from ssl_diffusion.errors import InputError
 BRACS_FOLDERS = [f"{index}_{name}" for index, name in enumerate(BRACS)]
 
 
-def images(root: Path, *names: str) -> Path:
+def images(root: Path, *names: str, first: int = 0) -> Path:
     """Small PNGs, each its own picture."""
-    for number, name in enumerate(names):
+    for number, name in enumerate(names, first):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(texture(number, 64, 64)).save(root / name)
     return root
@@ -91,7 +91,9 @@ def test_whole_sources_are_drawn_where_nothing_says_the_splits(tmp_path):
     assert found.settings["split_by"] == "sources"
     splits = {origin.name: origin.split for origin in found.origins}
     assert sorted(splits.values()) == ["test"] * 2 + ["train"] * 16 + ["val"] * 2
-    images(tmp_path / "a", "TCGA-AA-0003-02.png")  # another slide of a patient goes with the first
+    images(
+        tmp_path / "a", "TCGA-AA-0003-02.png", first=99
+    )  # another slide of a patient goes with the first
     again = {origin.name: origin.split for origin in collected(root).origins}
     assert again["TCGA-AA-0003-02.png"] == again["TCGA-AA-0003-01.png"]
     assert again.items() >= splits.items()
@@ -106,6 +108,41 @@ def test_two_sources_are_held_out_in_blocks(tmp_path):
     assert all(origin.blocks and origin.split is None for origin in found.origins)
     with pytest.raises(InputError, match="2 sources are too few.*--split=blocks"):
         collected(root, split="sources")
+
+
+def test_a_split_that_is_none_is_refused(tmp_path):
+    root = images(tmp_path / "a", "1.png", "2.png", "3.png")
+    for misspelt in ("source", "patients", "records"):
+        with pytest.raises(InputError, match=f"split is '{misspelt}', expected manifest, folders"):
+            collected(root, split=misspelt)
+
+
+def test_sources_that_cannot_be_opened_are_not_drawn(tmp_path):
+    root = images(tmp_path / "a", *(f"{number}.png" for number in range(4)))
+    for number in range(40):
+        (root / f"broken{number}.png").write_text(f"no {number}")
+    splits = {origin.name: origin.split for origin in collected(root).origins}
+    assert sorted(splits[f"{number}.png"] for number in range(4)) == [
+        "test",
+        "train",
+        "train",
+        "val",
+    ]
+    assert {splits[f"broken{number}.png"] for number in range(40)} == {"train"}
+
+
+def test_the_same_content_under_other_names_in_two_splits_is_refused(tmp_path):
+    root = images(tmp_path / "a", "train/x/a.png", "test/x/b.png")
+    shutil.copyfile(root / "train/x/a.png", root / "test/x/c.png")
+    with pytest.raises(InputError, match="a.png .*c.png .* are the same image"):
+        collected(root)
+
+
+def test_nothing_to_train_on_is_told_before_anything_is_cut(tmp_path):
+    root = images(tmp_path / "a", "1.png", "2.png")
+    lines = "file,split", "1.png,test", "2.png,val"
+    with pytest.raises(InputError, match="no source in .* is in train"):
+        collected(root, manifest=manifest(tmp_path / "m.csv", *lines))
 
 
 def test_a_manifest_says_labels_splits_text_groups_and_resolution(tmp_path):

@@ -19,7 +19,8 @@ def test_a_raster_by_flags_alone(tmp_path):
     (tmp_path / "scenes").mkdir()
     bands = np.random.default_rng(0).integers(1, 3000, (5, 512, 512), np.uint16)
     bands[:, 300:, 300:] = 0
-    for name in "abc":
+    for number, name in enumerate("abc"):
+        bands[4] = number  # a band that is not read
         write_raster(tmp_path / "scenes" / f"{name}.tif", bands, 10, nodata=0)
     result = run_command(
         *("prepare", f"--source={tmp_path / 'scenes'}", f"--output={tmp_path / 'records'}"),

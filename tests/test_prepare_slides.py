@@ -206,7 +206,7 @@ def test_nothing_usable_is_told_with_reasons(tmp_path):
     folder = tmp_path / "slides"
     folder.mkdir()
     for name in "abc":
-        (folder / f"{name}.tif").write_text("no")
+        (folder / f"{name}.tif").write_text(f"no {name}")
     with pytest.raises(InputError, match="none of 3 sources can be used: .*a.tif is no slide"):
         prepare(section(folder), tmp_path / "records")
 

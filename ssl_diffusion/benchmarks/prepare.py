@@ -89,7 +89,7 @@ def _cutting(collection: Collection, form: Form, workers: int, seconds: float) -
             (index, collection.origins[index], *rows, form)
             for unit in plan.units
             for index in unit
-            for rows in plan.tasks(index)
+            for rows in plan.tasks(index, form.patch_px)
         ]
         # Every process has opened its slide before the clock starts.
         list(cutters.map(cut, calls[: 2 * max(1, workers)]))
@@ -108,7 +108,7 @@ def _some(collection: Collection, form: Form) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for unit in plan.units:
         for index in unit:
-            for rows in plan.tasks(index):
+            for rows in plan.tasks(index, form.patch_px):
                 found += cut(index, collection.origins[index], *rows, form)
                 if len(found) >= MOST:
                     return found[:MOST]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from ssl_diffusion import demo
 from ssl_diffusion.data import groups
 from ssl_diffusion.data.annotations import SUFFIX, read_annotations
+from ssl_diffusion.data.cutting import survey
 from ssl_diffusion.data.images import ImageOrigin, cutting_of
 from ssl_diffusion.data.imports import layouts
 from ssl_diffusion.data.manifest import Row, read_manifest
@@ -60,6 +62,10 @@ def collect_images(data: ConfigDict, split_file: Path) -> Collection:
     if recipe["annotations"]:
         origins = _annotated(origins, Path(recipe["annotations"]))
     how = recipe["split"] or _told(origins, rows)
+    if how not in _SPLITTERS and not how.endswith(".json"):
+        raise InputError(
+            f"config.data.split is {how!r}, expected {', '.join(_SPLITTERS)}, or a .json file"
+        )
     origins = _SPLITTERS.get(how, _by_blocks)(origins, data, split_file)
     return Collection(
         origins,
@@ -181,13 +187,30 @@ def _by_folders(origins: Sequence[ImageOrigin], data: ConfigDict, _: Path) -> li
 
 
 def _by_sources(origins: Sequence[ImageOrigin], data: ConfigDict, _: Path) -> list[ImageOrigin]:
-    return groups.draw(origins, tuple(recipe_of(data)["held_out"]))
+    usable, broken = _usable(origins)
+    drawn = {o.name: o for o in groups.draw(usable, tuple(recipe_of(data)["held_out"]))}
+    return [drawn.get(origin.name, broken.get(origin.name)) for origin in origins]
+
+
+def _usable(
+    origins: Sequence[ImageOrigin],
+) -> tuple[list[ImageOrigin], dict[str, ImageOrigin]]:
+    """Those that open, to draw from, and by name those that do not, which fail in their turn."""
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(survey, range(len(origins)), origins))
+    pairs = list(zip(origins, found, strict=True))
+    broken = {o.name: replace(o, split="train") for o, told in pairs if "reason" in told}
+    if len(broken) == len(origins):
+        reasons = [told["reason"] for told in found[:3]]
+        raise InputError(f"none of {len(origins)} sources can be used: {'; '.join(reasons)}")
+    return [origin for origin in origins if origin.name not in broken], broken
 
 
 def _by_blocks(
     origins: Sequence[ImageOrigin], data: ConfigDict, split_file: Path
 ) -> list[ImageOrigin]:
     """The split file, drawn and written first if it does not exist."""
+    origins, broken = _usable(origins)
     names = [Path(origin.path).name for origin in origins]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(
@@ -195,6 +218,11 @@ def _by_blocks(
             "images by name: rename them"
         )
     size = data.patch_px
+    if size % data.stride_px:
+        raise InputError(
+            f"stride {data.stride_px} and patches of {size} px with held-out blocks; expected the "
+            "one to divide the other"
+        )
     if not demo.resolve(split_file).exists():
         # One after the other: a plain image is in memory whole while it is looked at.
         drawn = draw_split(
@@ -209,23 +237,23 @@ def _by_blocks(
         write_json(split_file, drawn)
         logging.info("drew the split %s: %s", split_file, drawn["drawn"])
     split = read_split(split_file)
-    _check_blocks(split, data, split_file)
+    _check_mpp(split, data, split_file)
     for origin in origins:
         split.check_image(origin.path)
-    return [replace(origin, blocks=split.blocks(origin.path)) for origin in origins]
+    held = [replace(origin, blocks=split.blocks(origin.path)) for origin in origins]
+    return [*held, *broken.values()]
 
 
-def _check_blocks(split: Split, data: ConfigDict, split_file: Path) -> None:
-    size = data.patch_px
+def _check_mpp(split: Split, data: ConfigDict, split_file: Path) -> None:
     if split.mpp not in (None, data.mpp):
         raise InputError(
             f"the blocks of split {split_file} count at {split.mpp:g} µm per pixel, but "
             f"config.data.mpp is {data.mpp:g}; use another split file"
         )
-    if size % data.stride_px or split.block_px % size:
+    if split.block_px % data.patch_px:
         raise InputError(
-            f"stride {data.stride_px} and patches of {size} px with held-out blocks of "
-            f"{split.block_px} px; expected one to divide the next"
+            f"patches of {data.patch_px} px with held-out blocks of {split.block_px} px; expected "
+            "the one to divide the other"
         )
 
 
@@ -233,6 +261,7 @@ _SPLITTERS: dict[str, Callable[..., list[ImageOrigin]]] = {
     "manifest": _by_manifest,
     "folders": _by_folders,
     "sources": _by_sources,
+    "blocks": _by_blocks,
 }
 
 
@@ -246,10 +275,17 @@ def collect(data: ConfigDict, split_file: Path) -> Collection:
     found = layouts.find(data)
     if found is None:
         found = collect_images(data, split_file)
+    elif data.get("annotations") or data.get("split") not in (None, "", "records", "manifest"):
+        raise InputError(
+            f"{data.source} is of the layout {found.layout}, which has splits of its own or draws "
+            "whole sources, and no annotations; leave split and annotations out"
+        )
     elif data.get("manifest"):
         found = _by_rows(found, read_manifest(data.manifest), demo.resolve(data.source))
     if all(origin.split for origin in found.origins):
         groups.check(found.origins)
+    if not any(origin.split in (None, "train") for origin in found.origins):
+        raise InputError(f"no source in {data.source} is in train, of which models learn")
     return found
 
 

@@ -18,8 +18,8 @@ from ssl_diffusion.data.origins import Example, Opened, Origin
 from ssl_diffusion.data.patches import symmetry
 from ssl_diffusion.errors import InputError
 
-# Patches of a task at most, where rows cost nothing to reach: what a task gives back is in memory.
-TASK = 1024
+# Pixels of a task at most, but for one row of patches: what it gives back is in memory.
+TASK_BYTES = 2**26
 
 
 class Broken(Exception):
@@ -169,4 +169,4 @@ class Cutters:
     @property
     def ahead(self) -> int:
         """How many results are made before they are read."""
-        return 2 * self._workers + 2
+        return self._workers + 2

@@ -54,6 +54,11 @@ class Encoding:
                 f"config.data.posterior needs a KL autoencoder; found {recipe['autoencoder']!r}, "
                 f"{found}: name another in data.autoencoder, or set posterior to False"
             )
+        if self.first_stage and recipe["patch_px"] % self.first_stage.network.factor:
+            raise InputError(
+                f"patches of {recipe['patch_px']} px, expected a multiple of the "
+                f"{self.first_stage.network.factor} px that the autoencoder makes one latent of"
+            )
         if (brought.embedding or brought.latent) and recipe["variants"] > 1:
             raise InputError(
                 f"config.data.variants is {recipe['variants']}, but {recipe['source']} brings "

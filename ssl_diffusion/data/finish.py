@@ -1,5 +1,6 @@
 """From units of work that are all done to a data set that can be trained on and looked at."""
 
+import itertools
 import json
 import logging
 import shutil
@@ -13,12 +14,16 @@ from ssl_diffusion.data.origins import SPLITS
 from ssl_diffusion.data.work import Done, Job
 from ssl_diffusion.data.writer import assemble
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.files import read_json, replacing
+from ssl_diffusion.files import read_json, replacing, sha256
 from ssl_diffusion.weights.encoder import is_function
 from ssl_diffusion.weights.folder import copy_model
 
 SOURCES, FAILED = "sources.jsonl", "failed.jsonl"
 SHOWN = 20  # duplicates that are told one by one
+
+
+class NothingToTrain(InputError):
+    """No patch of any source is one to train on."""
 
 
 def finish(job: Job, output: Path, recipe: Mapping[str, Any], split_file: Path) -> None:
@@ -32,9 +37,18 @@ def finish(job: Job, output: Path, recipe: Mapping[str, Any], split_file: Path) 
     failed = job.plan.failed | {i: why for _, done in parts for i, why in done.failed.items()}
     if not counts["train"]:
         reasons = "".join(f"; {reason}" for reason in list(failed.values())[:3])
-        raise InputError(f"patches found: {counts}; training needs some in train{reasons}")
-    if not counts["test"]:
-        logging.warning("no test patches: nothing is held out to measure with (%s)", counts)
+        raise NothingToTrain(f"patches found: {counts}; training needs some in train{reasons}")
+    if any(o.split is None for o in job.collection.origins):
+        if sha256(split_file) != recipe["split_sha256"]:
+            raise InputError(f"{split_file} has changed since the work began; put it back")
+    for split, origins in itertools.groupby(
+        sorted(job.collection.origins, key=lambda o: o.split or "test"),
+        key=lambda o: o.split or "test",
+    ):
+        if not counts[split]:
+            logging.warning(
+                "no patch in %s: its %d sources failed or are empty", split, len([*origins])
+            )
     duplicates = find_duplicates(job, [path for path, _ in parts])
     metadata = {
         "recipe": dict(recipe),
@@ -90,7 +104,8 @@ def find_duplicates(job: Job, folders: list[Path]) -> dict[str, Any]:
     """`records`: how many patches are one that came before, `across_splits`: in another split.
 
     `examples` are some of those, [source, x, y, split] of both. Patches are compared by the 64-bit
-    hash of their pixels (BLAKE2b); that two of 15 M different ones share one has odds of 1 to 10^5.
+    hash (BLAKE2b) of their pixels, or of their files where these become records as they are; that
+    two of 15 M different ones share one has odds of 1 to 10^5.
     """
     names = ("digest", "origin", "x", "y", "split")
     columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -104,7 +119,7 @@ def find_duplicates(job: Job, folders: list[Path]) -> dict[str, Any]:
     starts = np.flatnonzero(np.r_[True, digest[1:] != digest[:-1]])
     first = np.repeat(starts, np.diff(np.r_[starts, len(digest)]))  # where its like came first
     later = np.flatnonzero(first != np.arange(len(digest)))
-    across = later[split[later] != split[first[later]]]
+    elsewhere = split[later] != split[first[later]]
 
     def told(place: int) -> list[Any]:
         row = int(order[place])
@@ -112,10 +127,10 @@ def find_duplicates(job: Job, folders: list[Path]) -> dict[str, Any]:
         name = job.collection.origins[table["origin"][row]].name
         return [name, x, y, SPLITS[table["split"][row]]]
 
-    shown = [*across, *(place for place in later if place not in {*across})][:SHOWN]
+    shown = [*later[elsewhere][:SHOWN], *later[~elsewhere][:SHOWN]][:SHOWN]
     return {
         "records": len(later),
-        "across_splits": len(across),
+        "across_splits": int(elsewhere.sum()),
         "examples": [[told(int(first[place])), told(int(place))] for place in shown],
     }
 

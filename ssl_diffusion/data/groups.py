@@ -43,7 +43,7 @@ def draw(origins: Sequence[Origin], held_out: tuple[float, float]) -> list[Origi
 
 
 def check(origins: Sequence[Origin]) -> None:
-    """Raises InputError if a group, or a file of the same name and content, is in two splits."""
+    """Raises InputError if a group, or a file of the same content, is in two splits."""
     first: dict[str, Origin] = {}
     for origin in origins:
         other = first.setdefault(origin.group, origin)
@@ -52,11 +52,11 @@ def check(origins: Sequence[Origin]) -> None:
                 f"{origin.group} is in two splits: {other.name} in {other.split}, {origin.name} in "
                 f"{origin.split}; splits are by source, not by patch: give it one"
             )
-    alike: dict[tuple[str, int], dict[str, Origin]] = {}  # by name and size, then by path
+    alike: dict[int, dict[str, Origin]] = {}  # by size, then by path
     for origin in origins:
         file = demo.resolve(origin.path)
         if file.is_file():
-            alike.setdefault((file.name, file.stat().st_size), {})[origin.path] = origin
+            alike.setdefault(file.stat().st_size, {})[origin.path] = origin
     for files in alike.values():
         if len({origin.split for origin in files.values()}) > 1:
             _check_content(files.values())

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from ssl_diffusion import demo
 from ssl_diffusion.data import recipe as recipes
+from ssl_diffusion.data.annotations import SUFFIX
 from ssl_diffusion.data.cutting import Cutters, Form
 from ssl_diffusion.data.encoding import Encoding
-from ssl_diffusion.data.origins import Collection
+from ssl_diffusion.data.origins import Collection, Origin
 from ssl_diffusion.data.plan import check_usable, expected, make_plan, read_plan, write_plan
 from ssl_diffusion.data.work import Job, Progress
 from ssl_diffusion.errors import InputError
@@ -27,14 +28,12 @@ def make_recipe(data: ConfigDict, collection: Collection, split_file: Path) -> d
     """What the records depend on: the `data` section, and hashes of files, split and models."""
     recipe = recipes.recipe_of(data)
     origins = collection.origins
-    paths = [origin.path for origin in origins]
-    paths += [origin.annotations for origin in origins if getattr(origin, "annotations", "")]
-    sizes = {path: demo.resolve(path).stat().st_size for path in paths}
+    files = sorted({path for origin in origins for path in _files_of(origin)})
     # Of lists of files, their names; of pictures, what a manifest says of their resolution.
     told = [
         (o.name, o.label, o.text, getattr(o, "names", ()), getattr(o, "mpp", None)) for o in origins
     ]
-    recipe["files_sha256"] = _digest([list(sizes.items()), told])
+    recipe["files_sha256"] = _digest([[_state(path) for path in files], told])
     recipe["split_sha256"] = _digest([(o.name, o.split, o.group) for o in origins])
     if any(origin.split is None for origin in origins):
         recipe["split_sha256"] = sha256(demo.resolve(split_file))
@@ -45,6 +44,26 @@ def make_recipe(data: ConfigDict, collection: Collection, split_file: Path) -> d
                 raise InputError(f"no {name} in {data[name]}. {data.get('instructions', '')}")
             recipe[f"{name}_sha256"] = [sha256(folder / file) for file in (SPEC, WEIGHTS)]
     return recipe
+
+
+def _files_of(origin: Origin) -> Iterator[str]:
+    """Everything that an origin is read from."""
+    for name in ("path", "annotations", "slides", "beside", "features"):
+        value = getattr(origin, name, ())
+        yield from (value,) if isinstance(value, str) and value else value
+
+
+def _state(path: str) -> tuple[str, str | int, int]:
+    """What tells whether a file has changed.
+
+    What ships, and what is small, is told by its content, as it may be copied about; reading all
+    slides for it would take hours, so that of these it is size and time.
+    """
+    file = demo.resolve(path)
+    about = file.stat()
+    if path.startswith(demo.PREFIX) or file.suffix == SUFFIX:
+        return path, sha256(file), about.st_size
+    return path, int(about.st_mtime), about.st_size
 
 
 def _digest(content: Any) -> str:
@@ -99,10 +118,12 @@ def begin(
 
 
 def do(job: Job, numbers: Sequence[int], cutters: Cutters) -> None:
-    """Does these units of a job, one after the other."""
+    """Does these units of a job, one after the other, if nobody else did."""
     progress = Progress(sum(job.plan.most(job.plan.units[number]) for number in numbers))
     try:
         for number in numbers:
+            if not (job.folder / "plan.json").exists():
+                return  # others were quicker and have written the records
             if not job.is_done(number):
                 job.do(number, cutters, progress)
     finally:

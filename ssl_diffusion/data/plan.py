@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ssl_diffusion.data.cutting import TASK, Broken, Cutters, Form, cut, survey
+from ssl_diffusion.data.cutting import TASK_BYTES, Broken, Cutters, Form, cut, survey
 from ssl_diffusion.data.origins import Collection
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json, replacing
@@ -33,10 +33,11 @@ class Plan:
         """How many patches these origins hold at most."""
         return sum(self.surveys[index]["most"] for index in indices)
 
-    def tasks(self, index: int) -> list[tuple[int, int]]:
+    def tasks(self, index: int, patch_px: int) -> list[tuple[int, int]]:
         """The rows (start, stop) of one origin that are cut at a time."""
         found = self.surveys[index]
-        step = max(1, TASK * found["rows"] // max(1, found["most"]))
+        patches = max(1, TASK_BYTES // (3 * patch_px**2))
+        step = max(1, patches * found["rows"] // max(1, found["most"]))
         return [(row, min(row + step, found["rows"])) for row in range(0, found["rows"], step)]
 
 

@@ -30,8 +30,8 @@ def open_raster(
 ) -> Picture:
     """Opens a raster as a picture, in three bands of 8 bits.
 
-    Pixels are without data where the file's mask or nodata value says so, else where all three
-    bands have `nodata`; a sample that is no number has no data either. `value_range` (low, high) is
+    Pixels are without data where the file's mask or nodata value says so of all three bands, else
+    where these have `nodata`; a sample that is no number has no data either. `value_range` (low, high) is
     stretched to 0 to 255. Raises InputError for bands that are not there, for samples of more than
     8 bits without a range, and for a file that cannot be read.
     """
@@ -57,7 +57,7 @@ def open_raster(
         window = Window(x, y, width, height)
         try:
             samples = levels[level].read(bands, window=window)
-            mask = levels[level].dataset_mask(window=window)
+            mask = levels[level].read_masks(bands, window=window).max(0)
         except RasterioError as error:
             raise InputError(f"raster {file} cannot be read at x={x} y={y} ({error})") from None
         if base.nodata is None and nodata is not None:

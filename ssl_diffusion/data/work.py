@@ -19,6 +19,7 @@ from ssl_diffusion.data.encoding import Encoding
 from ssl_diffusion.data.origins import SPLITS, Collection
 from ssl_diffusion.data.plan import Plan
 from ssl_diffusion.data.writer import Layout, Shards, ShardWriter
+from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json, replacing, write_json
 
 BATCH = 256  # patches embedded and encoded at a time
@@ -33,12 +34,14 @@ class Done:
       patches: {origin: {split: records}}, of those that could be used.
       failed: {origin: reason}, of the others.
       labels: {split: [records of each class ..., without label]}, where there are classes.
+      origins: which the unit is of.
     """
 
     shards: Shards = field(default_factory=dict)
     patches: dict[int, dict[str, int]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     labels: dict[str, list[int]] = field(default_factory=dict)
+    origins: list[int] = field(default_factory=list)
 
 
 class Progress:
@@ -88,10 +91,14 @@ class Job:
         return (self.path(number) / "unit.json").is_file()
 
     def read(self, number: int) -> Done:
-        """What became of a unit that is done."""
+        """What became of a unit that is done; InputError if it is of another plan."""
         content = read_json(self.path(number) / "unit.json", "unit of work")
         by_index = ({int(i): value for i, value in content[name].items()} for name in _BY_INDEX)
-        return Done(content["shards"], *by_index, content["labels"])
+        if content["origins"] != list(self.plan.units[number]):
+            raise InputError(
+                f"{self.path(number)} is work of another plan; delete {self.folder} and begin again"
+            )
+        return Done(content["shards"], *by_index, content["labels"], content["origins"])
 
     def do(self, number: int, cutters: Cutters, progress: Progress) -> None:
         """Does one unit.
@@ -123,6 +130,7 @@ class Job:
         layout = self.encoding.layout
         writer = ShardWriter(folder, layout)
         done = Done(patches={index: {} for index in indices}, failed=failed)
+        done.origins = sorted({*indices, *failed})
         kept: list[tuple[int, int, int, int, int]] = []
         classes = {name: number for number, name in enumerate(layout.classes)}
         cuts = self._cuts(indices, cutters, progress)
@@ -167,7 +175,11 @@ class Job:
         self, indices: list[int], cutters: Cutters, progress: Progress
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """(origin, example) of all of them, in order."""
-        tasks = [(index, *rows) for index in indices for rows in self.plan.tasks(index)]
+        tasks = [
+            (index, *rows)
+            for index in indices
+            for rows in self.plan.tasks(index, self.form.patch_px)
+        ]
         calls = [
             (index, self.collection.origins[index], start, stop, self.form)
             for index, start, stop in tasks
