@@ -79,7 +79,10 @@ def refused(capsys, words: list[str]) -> str:
             "needs Apache Beam: pip install",
         ),
         (["--source=tfds:none", "--output={tmp}/r"], "no tfds:none in"),
-        (["--source={tmp}", "--output={tmp}/r", "--encoder=no_such:thing"], "cannot be imported"),
+        (
+            ["--source={tmp}", "--output={tmp}/r", "--encoder=no_such:thing", "--source_mpp=0.5"],
+            "cannot be imported",
+        ),
         (["--source={tmp}/a.png", "--output={tmp}/a.png"], "is a file; give a folder"),
     ],
 )

@@ -31,9 +31,9 @@ def open_raster(
     """Opens a raster as a picture, in three bands of 8 bits.
 
     Pixels are without data where the file's mask or nodata value says so of all three bands, else
-    where these have `nodata`; a sample that is no number has no data either. `value_range` (low, high) is
-    stretched to 0 to 255. Raises InputError for bands that are not there, for samples of more than
-    8 bits without a range, and for a file that cannot be read.
+    where these have `nodata`; a sample that is no number has no data either. `value_range` (low,
+    high) is stretched to 0 to 255. Raises InputError for bands that are not there, for samples of
+    more than 8 bits without a range, and for a file that cannot be read.
     """
     try:
         levels = [_open(file)]
