@@ -43,6 +43,9 @@ def test_a_raster_by_flags_alone(tmp_path):
     assert source["crs"] == "EPSG:32721" and source["scale"] == [2.0, 2.0]
 
 
+SMALL = ("--source_mpp=0.5", "--patch_px=32")
+
+
 def refused(capsys, words: list[str]) -> str:
     """What the command prints as it refuses, in this process."""
     saved = flagsaver.save_flag_values(prepare.FLAGS)
@@ -80,7 +83,7 @@ def refused(capsys, words: list[str]) -> str:
         ),
         (["--source=tfds:none", "--output={tmp}/r"], "no tfds:none in"),
         (
-            ["--source={tmp}", "--output={tmp}/r", "--encoder=no_such:thing", "--source_mpp=0.5"],
+            ["--source={tmp}", "--output={tmp}/r", "--encoder=no_such:thing", *SMALL],
             "cannot be imported",
         ),
         (["--source={tmp}/a.png", "--output={tmp}/a.png"], "is a file; give a folder"),

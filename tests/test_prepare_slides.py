@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +151,65 @@ def test_killed_twice_and_begun_again_it_makes_the_same_records(slides, undistur
     assert content(folder) == content(undisturbed)
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 3 and "are there already" in again.stderr
+
+
+def test_shards_that_run_at_once_make_the_same_records(slides, undisturbed, tmp_path):
+    folder = tmp_path / "records"
+    flags = [f"--source={slides}", f"--output={folder}", f"--patch_px={SIZE}", "--workers=0"]
+    command = [sys.executable, "-m", "ssl_diffusion.prepare", *flags]
+    started = [
+        subprocess.Popen([*command, f"--shard={i}/3"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for i in range(3)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    # Whoever wrote the records, and who came after, tells of the failed ones.
+    codes = [process.returncode for process in started]
+    assert 3 in codes and {*codes} <= {0, 3}, errors
+    assert content(folder) == content(undisturbed)
+    assert not folder.with_name("records.unfinished").exists()
+
+
+def test_what_has_changed_since_is_not_taken_for_the_same(tmp_path):
+    source = tmp_path / "slides"
+    source.mkdir()
+    for number in range(3):
+        write_slide(source / f"{number}.tif", texture(number, 128, 128), 0.5, levels=1)
+    listed = tmp_path / "m.csv"
+
+    def told(mpp: str) -> None:
+        lines = [f"{number}.tif,{'test' if number else 'train'},{mpp}" for number in range(3)]
+        listed.write_text("\n".join(["file,split,mpp", *lines]))
+
+    told("0.5")
+    entries = {"manifest": str(listed)}
+    assert prepare(section(source, **entries), tmp_path / "records") == []
+    assert prepare(section(source, **entries), tmp_path / "records") == []
+    told("0.25")
+    with pytest.raises(InputError, match="files_sha256 differ"):
+        prepare(section(source, **entries), tmp_path / "records")
+    told("0.5")
+    write_slide(source / "1.tif", texture(9, 128, 128), 0.5, levels=1)
+    os.utime(source / "1.tif", (1, 1))
+    with pytest.raises(InputError, match="files_sha256 differ"):
+        prepare(section(source, **entries), tmp_path / "records")
+
+
+def test_a_page_that_was_not_made_in_time_is_made_later(slides, undisturbed, tmp_path):
+    copied = tmp_path / "records"
+    shutil.copytree(undisturbed, copied)
+    page = (copied / "index.html").read_text()
+    (copied / "index.html").unlink()
+    assert len(prepare(section(slides), copied)) == 3
+    assert (copied / "index.html").read_text() == page
+
+
+def test_units_of_another_plan_are_not_put_together(slides, tmp_path):
+    prepare(section(slides), tmp_path / "records", shard=(0, 2))
+    file = tmp_path / "records.unfinished" / "000000" / "unit.json"
+    unit = json.loads(file.read_text())
+    file.write_text(json.dumps(unit | {"origins": unit["origins"][1:]}))
+    with pytest.raises(InputError, match="000000 is work of another plan"):
+        prepare(section(slides), tmp_path / "records")
 
 
 def test_what_was_done_is_not_done_again(slides, tmp_path, monkeypatch):
