@@ -19,8 +19,9 @@ def test_a_raster_by_flags_alone(tmp_path):
     (tmp_path / "scenes").mkdir()
     bands = np.random.default_rng(0).integers(1, 3000, (5, 512, 512), np.uint16)
     bands[:, 300:, 300:] = 0
-    for name in "abc":
-        write_raster(tmp_path / "scenes" / f"{name}.tif", bands, 10, nodata=0)
+    for index, name in enumerate("abc"):
+        path, corner = tmp_path / "scenes" / f"{name}.tif", (500_000 + 5120 * index, 7_000_000)
+        write_raster(path, bands, 10, corner=corner, nodata=0)
     result = run_command(
         *("prepare", f"--source={tmp_path / 'scenes'}", f"--output={tmp_path / 'records'}"),
         *("--patch_px=64", "--mpp=20m", "--bands=4,3,2", "--value_range=0,3000"),

@@ -181,7 +181,7 @@ def _by_folders(origins: Sequence[ImageOrigin], data: ConfigDict, _: Path) -> li
 
 
 def _by_sources(origins: Sequence[ImageOrigin], data: ConfigDict, _: Path) -> list[ImageOrigin]:
-    return groups.draw(origins, tuple(recipe_of(data)["held_out"]))
+    return groups.draw(groups.by_ground(origins), tuple(recipe_of(data)["held_out"]))
 
 
 def _by_blocks(
@@ -250,6 +250,8 @@ def collect(data: ConfigDict, split_file: Path) -> Collection:
         found = _by_rows(found, read_manifest(data.manifest), demo.resolve(data.source))
     if all(origin.split for origin in found.origins):
         groups.check(found.origins)
+    if found.settings.get("split_by") != "sources":  # those are drawn by ground
+        groups.warn_of_ground(found.origins)
     return found
 
 
