@@ -111,24 +111,26 @@ def scenes(root: Path, **corners: tuple[float, float]) -> Path:
 
 
 def test_scenes_of_the_same_ground_are_drawn_together(tmp_path):
-    """Every third of a row of scenes 620 m apart begins anew, far from the others."""
-    far = 700_000, 6_500_000  # where north is not up in degrees: boxes of neighbours overlap
-    root = tmp_path / "a"
-    row = {f"s{i:02d}": (far[0] + 10_000 * (i // 3) + 620 * (i % 3), far[1]) for i in range(30)}
-    scenes(root, **row, touching=(far[0] + 640 + 2 * 620, far[1]), north=(far[0], far[1] + 640))
+    """Chains of four scenes of which only neighbours overlap, in no order of names."""
+    east, north = 700_000, 6_500_000  # where boxes in degrees of scenes that touch overlap
+    root, order = tmp_path / "a", (0, 3, 1, 2)
+    chains = {
+        f"s{i:02d}": (east + 10_000 * (i // 4) + 620 * order[i % 4], north) for i in range(28)
+    }
+    scenes(root, **chains, beside=(east + 3 * 620 + 640, north), above=(east, north + 640))
     (root / "broken.tif").write_bytes(b"II*\0")
     images(root, "plain.png")
     found = collected(root, mpp=1e7)
     assert found.settings["split_by"] == "sources"
     group = {origin.name: origin.group for origin in found.origins}
-    for i in range(30):
-        assert group[f"s{i:02d}.tif"] == f"s{i - i % 3:02d}.tif"
-    for name in ("touching.tif", "north.tif", "broken.tif", "plain.png"):
+    for i in range(28):
+        assert group[f"s{i:02d}.tif"] == f"s{i - i % 4:02d}.tif"
+    for name in ("beside.tif", "above.tif", "broken.tif", "plain.png"):
         assert group[name] == name
     split = {origin.group: origin.split for origin in found.origins}
     assert all(split[origin.group] == origin.split for origin in found.origins)
     with pytest.raises(InputError, match=r"1 sources are too few .*\(3 files, .* ground are one\)"):
-        collected(scenes(tmp_path / "b", a=far, b=far, c=far), mpp=1e7)
+        collected(scenes(tmp_path / "b", **dict.fromkeys("abc", (east, north))), mpp=1e7)
 
 
 @pytest.mark.parametrize("how", ["folders", "manifest", "blocks"])

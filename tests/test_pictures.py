@@ -121,7 +121,8 @@ def test_bands_and_values_of_a_raster(tmp_path):
         # A degree of longitude and of latitude at 60 N, 45 N, 0: published lengths on WGS84.
         ("EPSG:4326", (10, 60), 1e-4, (5.5800, 11.1412)),
         ("EPSG:4326", (10, 45), 1e-4, (7.8847, 11.1132)),
-        ("EPSG:4326", (179.9968, 0), (1e-4, 2e-4), (11.1319, 22.1149)),  # across 180 degrees
+        ("EPSG:4326", (10, 0), (1e-4, 2e-4), (11.1319, 22.1149)),
+        ("EPSG:3832", (3_339_584.7 - 320, 320), 10, (10, 10)),  # the centre lies at 180 degrees
         # x = R lon and y = R ln tan(45 + lat / 2), for 10 E and 60 N.
         ("EPSG:3857", (1_113_195, 8_399_738), 10, (5.0125, 5.0041)),
         ("EPSG:3395", (1_113_195, 8_362_699), 10, (5.0125, 5.0125)),
