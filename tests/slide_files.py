@@ -43,9 +43,10 @@ def write_raster(
     bands: np.ndarray,
     metres: float | tuple[float, float],
     crs: str = "EPSG:32721",
+    corner: tuple[float, float] = (500_000, 7_000_000),
     **options,
 ) -> Path:
-    """A GeoTIFF of [bands, height, width] with pixels of so many metres (x, y)."""
+    """A GeoTIFF of [bands, height, width] with pixels of so many metres (x, y), or units of crs."""
     across, down = metres if isinstance(metres, tuple) else (metres, metres)
     count, height, width = bands.shape
     with rasterio.open(
@@ -57,7 +58,7 @@ def write_raster(
         count=count,
         dtype=bands.dtype,
         crs=crs,
-        transform=from_origin(500_000, 7_000_000, across, down),
+        transform=from_origin(*corner, across, down),
         tiled=True,
         blockxsize=256,
         blockysize=256,

@@ -2,15 +2,17 @@
 
 import csv
 import json
+import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from slide_files import texture, write_slide
+from slide_files import texture, write_raster, write_slide
 
-from ssl_diffusion.data import groups, recipe
+from ssl_diffusion.data import ground, groups, recipe
 from ssl_diffusion.data.collect import BRACS, collect
 from ssl_diffusion.data.manifest import read_manifest
 from ssl_diffusion.data.origins import Collection
@@ -99,6 +101,82 @@ def test_whole_sources_are_drawn_where_nothing_says_the_splits(tmp_path):
     assert again.items() >= splits.items()
     few = collected(root, held_out=(0.0, 0.5))
     assert sorted({origin.split for origin in few.origins}) == ["test", "train"]
+
+
+def scenes(root: Path, **corners: tuple[float, float]) -> Path:
+    """Rasters of 64 x 64 pixels of 10 m, 640 m wide; "__" in names is for "/"."""
+    for seed, (name, corner) in enumerate(corners.items()):
+        path = root / f"{name.replace('__', '/')}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_raster(path, texture(seed, 64, 64).transpose(2, 0, 1), 10, corner=corner)
+    return root
+
+
+def test_scenes_of_the_same_ground_are_drawn_together(tmp_path):
+    """Chains of four scenes of which only neighbours overlap, in no order of names."""
+    east, north = 700_000, 6_500_000  # where boxes in degrees of scenes that touch overlap
+    root, order = tmp_path / "a", (0, 3, 1, 2)
+    chains = {
+        f"s{i:02d}": (east + 10_000 * (i // 4) + 620 * order[i % 4], north) for i in range(28)
+    }
+    scenes(root, **chains, beside=(east + 3 * 620 + 640, north), above=(east, north + 640))
+    (root / "broken.tif").write_bytes(b"II*\0")
+    images(root, "plain.png")
+    found = collected(root, mpp=1e7)
+    assert found.settings["split_by"] == "sources"
+    group = {origin.name: origin.group for origin in found.origins}
+    for i in range(28):
+        assert group[f"s{i:02d}.tif"] == f"s{i - i % 4:02d}.tif"
+    for name in ("beside.tif", "above.tif", "broken.tif", "plain.png"):
+        assert group[name] == name
+    split = {origin.group: origin.split for origin in found.origins}
+    assert all(split[origin.group] == origin.split for origin in found.origins)
+    with pytest.raises(InputError, match=r"1 sources are too few .*\(3 files, .* ground are one\)"):
+        collected(scenes(tmp_path / "b", **dict.fromkeys("abc", (east, north))), mpp=1e7)
+
+
+@pytest.mark.parametrize("how", ["folders", "manifest", "blocks"])
+def test_the_same_ground_in_two_splits_is_warned_of(tmp_path, caplog, how):
+    names = ("train__a", "val__b", "test__c") if how == "folders" else ("a", "b", "c")
+    entries = {"patch_px": 8, "stride_px": 8, "mpp": 1e7, "min_saturation": 0.0}
+    entries["split"] = how
+    if how == "manifest":
+        lines = "a.tif,train", "b.tif,val", "c.tif,test"
+        entries["manifest"] = manifest(tmp_path / "m.csv", "file,split", *lines)
+    at = (500_000, 7_000_000), (510_000, 7_000_000), (520_000, 7_000_000)
+    with caplog.at_level(logging.WARNING):
+        collected(scenes(tmp_path / "a", **dict(zip(names, at, strict=True))), **entries)
+        assert "ground" not in caplog.text
+        scenes(tmp_path / "a", **{names[2]: (510_300, 7_000_300)})
+        (tmp_path / "split.json").unlink(missing_ok=True)
+        collected(tmp_path / "a", **entries)
+    one, other = ("test/c", "val/b") if how == "folders" else ("b", "c")
+    assert f"{one}.tif (" in caplog.text and f"and {other}.tif (" in caplog.text
+    assert "show the same ground" in caplog.text
+
+
+def test_slides_are_not_opened_for_their_ground(tmp_path, monkeypatch):
+    monkeypatch.setattr(ground, "outline", lambda file: pytest.fail(f"opened {file}"))
+    collected(images(tmp_path / "a", *(f"{i}.png" for i in range(4))))
+
+
+@pytest.mark.parametrize(
+    "other, shared",
+    [
+        ([(181, 0), (183, 0), (183, 2), (181, 2)], True),
+        ([(-179, 2), (-177, 2), (-177, 0), (-179, 0)], True),  # the same, the other way round
+        ([(182, 0), (184, 0), (184, 2), (182, 2)], False),
+        ([(181.99, 0), (183.99, 0), (183.99, 2), (181.99, 2)], False),  # half a hundredth
+        ([(179, 1), (179.1, 1), (179.1, 1.1), (179, 1.1)], False),
+        ([(181, 1), (181.1, 1), (181.1, 1.1), (181, 1.1)], True),  # within
+        ([(183.7, 2.7), (182.7, 3.7), (181.7, 2.7), (182.7, 1.7)], False),  # only boxes overlap
+    ],
+)
+def test_which_outlines_share_ground(other, shared):
+    one = np.array([(180.0, 0.0), (182, 0), (182, 2), (180, 2)])
+    other = np.array(other, float)
+    near = [*ground.near({"a": one, "b": other})] == [("a", "b")]
+    assert (near and ground.share(one, other), near and ground.share(other, one)) == (shared,) * 2
 
 
 def test_two_sources_are_held_out_in_blocks(tmp_path):

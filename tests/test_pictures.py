@@ -115,9 +115,44 @@ def test_bands_and_values_of_a_raster(tmp_path):
     assert np.abs(found - expected.transpose(1, 2, 0)).max() <= 0.51
 
 
-def test_degrees_are_no_resolution(tmp_path):
-    path = write_raster(tmp_path / "a.tif", np.zeros((3, 64, 64), np.uint8), 1e-4, "EPSG:4326")
-    assert open_image(path).mpp is None
+@pytest.mark.parametrize(
+    "crs, corner, size, metres",
+    [
+        # A degree of longitude and of latitude at 60 N, 45 N, 0: published lengths on WGS84.
+        ("EPSG:4326", (10, 60), 1e-4, (5.5800, 11.1412)),
+        ("EPSG:4326", (10, 45), 1e-4, (7.8847, 11.1132)),
+        ("EPSG:4326", (10, 0), (1e-4, 2e-4), (11.1319, 22.1149)),
+        ("EPSG:3832", (3_339_584.7 - 320, 320), 10, (10, 10)),  # the centre lies at 180 degrees
+        # x = R lon and y = R ln tan(45 + lat / 2), for 10 E and 60 N.
+        ("EPSG:3857", (1_113_195, 8_399_738), 10, (5.0125, 5.0041)),
+        ("EPSG:3395", (1_113_195, 8_362_699), 10, (5.0125, 5.0125)),
+        ("EPSG:4087", (1_113_195, 6_679_169), 10, (5.0125, 10.0083)),
+        ("EPSG:32721", (500_000, 7_000_000), 10, (10, 10)),
+        ("EPSG:2263", (1_000_000, 200_000), 10, (3.048006, 3.048006)),  # feet
+    ],
+)
+def test_pixels_of_rasters_are_measured_on_the_ground(tmp_path, crs, corner, size, metres):
+    path = write_raster(tmp_path / "a.tif", np.zeros((3, 64, 64), np.uint8), size, crs, corner)
+    picture = open_image(path)
+    assert (picture.mpp, picture.mpp_y) == pytest.approx(np.multiply(metres, 1e6), rel=2e-4)
+
+
+def test_a_raster_says_its_bounds_in_degrees(tmp_path):
+    pixels = np.zeros((3, 100, 200), np.uint8)
+    path = write_raster(tmp_path / "a.tif", pixels, 1e-3, "EPSG:4326", (10, 60))
+    assert open_image(path).about["bounds"] == pytest.approx([10, 59.9, 10.2, 60])
+    path = write_raster(tmp_path / "b.tif", pixels, 1000, "EPSG:32660", (700_000, 4_000_000))
+    west, south, east, north = open_image(path).about["bounds"]
+    assert 179 < west < 180 and -179.5 < east < -178 and 35 < south < north < 36.5
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "ESRI:104905"])
+def test_what_is_not_on_earth_has_no_resolution(tmp_path, crs):
+    """Metres that are called degrees, and Mars."""
+    corner = (500_000, 7_000_000) if crs == "EPSG:4326" else (10, 60)
+    path = write_raster(tmp_path / "a.tif", np.zeros((3, 64, 64), np.uint8), 1, crs, corner)
+    picture = open_image(path)
+    assert picture.mpp is None and "bounds" not in picture.about
 
 
 @pytest.mark.parametrize("says", ["the file", "the recipe"])

@@ -21,7 +21,8 @@ def test_a_raster_by_flags_alone(tmp_path):
     bands[:, 300:, 300:] = 0
     for number, name in enumerate("abc"):
         bands[4] = number  # a band that is not read
-        write_raster(tmp_path / "scenes" / f"{name}.tif", bands, 10, nodata=0)
+        path, corner = tmp_path / "scenes" / f"{name}.tif", (500_000 + 5120 * number, 7_000_000)
+        write_raster(path, bands, 10, corner=corner, nodata=0)
     result = run_command(
         *("prepare", f"--source={tmp_path / 'scenes'}", f"--output={tmp_path / 'records'}"),
         *("--patch_px=64", "--mpp=20m", "--bands=4,3,2", "--value_range=0,3000"),

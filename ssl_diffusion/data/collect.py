@@ -188,7 +188,8 @@ def _by_folders(origins: Sequence[ImageOrigin], data: ConfigDict, _: Path) -> li
 
 def _by_sources(origins: Sequence[ImageOrigin], data: ConfigDict, _: Path) -> list[ImageOrigin]:
     usable, broken = _usable(origins)
-    drawn = {o.name: o for o in groups.draw(usable, tuple(recipe_of(data)["held_out"]))}
+    parts = tuple(recipe_of(data)["held_out"])
+    drawn = {o.name: o for o in groups.draw(groups.by_ground(usable), parts)}
     return [drawn.get(origin.name, broken.get(origin.name)) for origin in origins]
 
 
@@ -286,6 +287,8 @@ def collect(data: ConfigDict, split_file: Path) -> Collection:
         groups.check(found.origins)
     if not any(origin.split in (None, "train") for origin in found.origins):
         raise InputError(f"no source in {data.source} is in train, of which models learn")
+    if found.settings.get("split_by") != "sources":  # those are drawn by ground
+        groups.warn_of_ground(found.origins)
     return found
 
 

@@ -1,12 +1,14 @@
 """Splits are of whole groups (patients, slides, regions), never of patches."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ssl_diffusion import demo
+from ssl_diffusion.data import ground
 from ssl_diffusion.data.origins import Origin
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import sha256
@@ -22,6 +24,46 @@ def group_of(name: str) -> str:
     return match[0] if match else name
 
 
+def by_ground(origins: Sequence[Origin]) -> list[Origin]:
+    """The origins, those that show the same ground in one group, and what overlaps these too.
+
+    Such a group has the first of its groups' names, so that others are drawn as without it.
+    """
+    prints = ground.footprints(origins)
+    group_of = {origin.name: origin.group for origin in origins}
+    head = {origin.group: origin.group for origin in origins}
+
+    def find(group: str) -> str:
+        while head[group] != group:
+            head[group] = group = head[head[group]]
+        return group
+
+    for one, other in ground.near(prints):
+        first, second = sorted((find(group_of[one]), find(group_of[other])))
+        if first != second and ground.share(prints[one], prints[other]):
+            head[second] = first
+    joined = [replace(origin, group=find(origin.group)) for origin in origins]
+    if changed := sum(a.group != b.group for a, b in zip(joined, origins, strict=True)):
+        logging.info("%d scenes are drawn with others that show the same ground", changed)
+    return joined
+
+
+def warn_of_ground(origins: Sequence[Origin]) -> None:
+    """Logs the first two scenes that show the same ground, unless both are of one split."""
+    prints = ground.footprints(origins)
+    split_of = {origin.name: origin.split for origin in origins}
+    for one, other in ground.near(prints):
+        # Blocks (no split) are held out of each scene, whatever the others show.
+        apart = split_of[one] is None or split_of[one] != split_of[other]
+        if apart and ground.share(prints[one], prints[other]):
+            logging.warning(
+                "%s (%s) and %s (%s) show the same ground, of which some is trained on and "
+                "held out: measures of how well unseen ground is made will be too good",
+                *(one, split_of[one] or "blocks", other, split_of[other] or "blocks"),
+            )
+            return
+
+
 def draw(origins: Sequence[Origin], held_out: tuple[float, float]) -> list[Origin]:
     """The origins with a split each: whole groups, drawn by the hash of their name.
 
@@ -32,8 +74,9 @@ def draw(origins: Sequence[Origin], held_out: tuple[float, float]) -> list[Origi
     groups = sorted({origin.group for origin in origins}, key=_lot)
     if len(groups) < FEWEST:
         raise InputError(
-            f"{len(groups)} sources are too few to draw whole ones into train, val and test; give "
-            "their splits in a manifest, or hold out blocks of them: --split=blocks"
+            f"{len(groups)} sources are too few to draw whole ones into train, val and test"
+            f"{_joined(len(origins), len(groups))}; give their splits in a manifest, or hold out "
+            "blocks of them: --split=blocks"
         )
     val, test = (max(1, round(part * len(groups))) if part else 0 for part in held_out)
     split_of = dict.fromkeys(groups, "train")
@@ -60,6 +103,12 @@ def check(origins: Sequence[Origin]) -> None:
     for files in alike.values():
         if len({origin.split for origin in files.values()}) > 1:
             _check_content(files.values())
+
+
+def _joined(origins: int, groups: int) -> str:
+    if origins == groups:
+        return ""
+    return f" ({origins} files, of which those of one patient, slide or ground are one)"
 
 
 def _lot(group: str) -> bytes:
