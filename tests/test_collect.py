@@ -1,8 +1,10 @@
 """What is found in a folder: names, labels, splits, and what is refused."""
 
 import csv
+import errno
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -274,6 +276,9 @@ def test_a_manifest_that_is_no_text(tmp_path):
     with (tmp_path / "excel.csv").open("w", encoding="utf-8-sig", newline="") as stream:
         csv.writer(stream).writerows([["file", "text"], ["1.png", "two\nlines"]])
     assert read_manifest(tmp_path / "excel.csv")["1.png"].text == "two\nlines"
+    odd = "one\u2028two\x0cthree\x85four"  # str.splitlines() would end lines there
+    listed = manifest(tmp_path / "odd.csv", "file,text", f"1.png,{odd}", "2.png,")
+    assert [row.text for row in read_manifest(listed).values()] == [odd, ""]
 
 
 @pytest.mark.parametrize(
@@ -364,5 +369,138 @@ def test_regions_drawn_in_qupath_label_patches(tmp_path):
     with pytest.raises(InputError, match="no SLIDE.geojson for any of 3 slides"):
         collected(root, annotations=str(root))
     (drawn / "BRACS_1.geojson").write_text('{"features": [{"properties": 3}]}')
+    found = collected(root, annotations=str(drawn), source_mpp=None)
+    assert found.classes == BRACS  # the other's
+    bad, good = sorted(found.origins, key=lambda origin: origin.path)[::-1]
+    assert good.open().rows
     with pytest.raises(InputError, match="BRACS_1.geojson are no GeoJSON of polygons"):
-        collected(root, annotations=str(drawn))
+        bad.open()
+
+
+def draw_on(folder: Path, *names: str) -> str:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        label = name.replace("/", " ")
+        (folder / name).write_text(json.dumps(square(label, 0, 0, 64)))
+    return str(folder)
+
+
+def test_annotations_are_those_of_the_same_folder_or_of_the_only_name(tmp_path):
+    root = images(tmp_path / "slides", "a/s0.png", "b/s0.png", "c/s1.png", "d/s2.png")
+    drawn = draw_on(tmp_path / "drawn", "a/s0.geojson", "b/s0.geojson", "s1.geojson")
+    found = collected(root, annotations=drawn)
+    assert {o.name: Path(o.annotations).relative_to(drawn).as_posix() for o in found.origins} == {
+        "a/s0.png": "a/s0.geojson",
+        "b/s0.png": "b/s0.geojson",
+        "c/s1.png": "s1.geojson",
+    }
+    (tmp_path / "drawn/b/s0.geojson").unlink()
+    found = collected(root, annotations=drawn)
+    assert [origin.name for origin in found.origins] == ["a/s0.png", "c/s1.png"]
+
+
+@pytest.mark.parametrize(
+    "slides, drawn",
+    [
+        (["a/s0.png", "b/s0.png"], ["s0.geojson"]),
+        (["a/s0.png"], ["s0.geojson", "b/s0.geojson"]),
+        (["a/s0.png", "a/s0.jpg"], ["a/s0.geojson"]),
+        (["a/s0.png", "b/s0.png"], ["a/s0.geojson", "s0.geojson"]),
+    ],
+)
+def test_annotations_that_may_be_of_several_slides_are_refused(tmp_path, slides, drawn):
+    root = images(tmp_path / "slides", *slides)
+    with pytest.raises(InputError, match="s0.geojson are for .*a/s0.png.* expected one for one"):
+        collected(root, annotations=draw_on(tmp_path / "drawn", *drawn))
+
+
+def names_of(found: Collection) -> list[str]:
+    return [origin.name for origin in found.origins]
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    images(tmp_path / "far", "deep/a.png", "b.png", "c.png")
+    root = images(tmp_path / "near", "d.png")
+    (root / "linked").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "deep" / "up").symlink_to(root)  # for ever
+    assert names_of(collected(root)) == [
+        "d.png",
+        "linked/b.png",
+        "linked/c.png",
+        "linked/deep/a.png",
+    ]
+
+
+def test_folders_that_cannot_be_read_are_told(tmp_path, monkeypatch):
+    root = images(tmp_path / "a", "x/1.png", "closed/2.png")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):  # chmod does not stop root
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="a/closed' cannot be read .Permission denied."):
+        collected(root)
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    root = images(tmp_path / "a", "x/1.png")
+    os.rename(root / "x", os.fsencode(root) + b"/\xfc")
+    with pytest.raises(InputError, match=r"b'\\xfc/1.png' in .* is not UTF-8; rename"):
+        collected(root)
+    (root / "1.png").write_bytes(b"")
+    file = os.fsdecode(os.fsencode(root) + b"/\xfc.png")
+    os.rename(root / "1.png", file)
+    with pytest.raises(InputError, match=r"b'\\xfc.png' in .* is not UTF-8; rename"):
+        collected(Path(file))
+
+
+def test_without_images_it_is_told_why(tmp_path):
+    with pytest.raises(InputError, match=r"no images in \S+/none \(it does not exist\). Get them"):
+        collected(tmp_path / "none", instructions="Get them")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no images in \S+/empty. Get them"):
+        collected(tmp_path / "empty", instructions="Get them")
+
+
+def dicom(uid: str, implicit: bool = False) -> bytes:
+    """The beginning of a DICOM file of this series."""
+
+    def element(tag: bytes, value: str) -> bytes:
+        data = value.encode() + b"\0" * (len(value) % 2)
+        kind = b"" if implicit else b"UI"
+        return tag + kind + len(data).to_bytes(4 if implicit else 2, "little") + data
+
+    study, series = b"\x20\0\x0d\0", b"\x20\0\x0e\0"
+    other = element(series, "1.2.3")  # one that is referred to
+    return (
+        b"\0" * 128 + b"DICM" + other + element(study, "1.2.84") + element(series, uid) + b"\x20\0"
+    )
+
+
+def test_several_files_of_a_slide_are_one_source(tmp_path):
+    files = {
+        "d/level1.dcm": dicom("1.5.77"),
+        "d/level0.dcm": dicom("1.5.77"),
+        "d/other1.dcm": dicom("1.5.7", implicit=True),
+        "d/other2.dcm": dicom("1.5.7", implicit=True),
+        "d/broken1.dcm": b"",
+        "d/broken2.dcm": b"",  # each tells that it is
+        "e/level0.dcm": dicom("1.5.77"),
+        "v/s.VMS": b"",
+        "v/s(0,0).jpg": b"",
+        "v/macro.JPG": b"",
+        "v/t.png": b"",
+        "w/u.jpg": b"",
+        "w/u.qptiff": b"",
+        "w/u.ntf": b"",
+    }
+    for name, content in files.items():
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / name).write_bytes(content)
+    assert names_of(collected(tmp_path / "a")) == [
+        *("d/broken1.dcm", "d/broken2.dcm", "d/level0.dcm", "d/other1.dcm", "e/level0.dcm"),
+        *("v/s.VMS", "v/t.png", "w/u.jpg", "w/u.ntf", "w/u.qptiff"),
+    ]

@@ -134,6 +134,23 @@ def test_a_cut_file_fails_alone(trident, slides):
     assert collection.origins[1].open().rows == 1
 
 
+def test_files_of_no_patches_and_of_too_many_fail_alone(trident, slides):
+    folder = trident / "20x_32px_0px_overlap" / "features_uni"
+    arrays = {"features": FEATURES[SLIDES[0]][:0], "coords": COORDS[:0]}
+    save_h5(folder / f"{SLIDES[0]}.h5", TRIDENT, **arrays)
+    with h5py.File(folder / f"{SLIDES[1]}.h5", "w") as file:  # nothing of it is on the disk
+        for name, width, kind in (("features", 6, "f4"), ("coords", 2, "i8")):
+            file.create_dataset(name, (10**12, width), kind, chunks=(1024, width))
+    collection = find(section(trident, slides=str(slides)))
+    assert len(collection.origins) == 3 and collection.embedding == (1, 6)
+    none, many, good = collection.origins
+    assert good.open().rows == 1
+    with pytest.raises(InputError, match=f"{SLIDES[0]}.h5 holds no patches"):
+        none.open()
+    with pytest.raises(InputError, match=f"{SLIDES[1]}.h5 holds 1000000000000 patches, expected"):
+        many.open()
+
+
 def test_files_that_do_not_go_together_are_refused(trident, slides):
     folder = trident / "20x_32px_0px_overlap" / "features_uni"
     arrays = {"features": FEATURES[SLIDES[1]][:, :3], "coords": COORDS}

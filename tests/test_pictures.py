@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 from PIL import Image
 from slide_files import texture, write_raster, write_slide
 
+from ssl_diffusion.data import slides
 from ssl_diffusion.data.patches import tissue_patches
 from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.errors import InputError
@@ -74,6 +76,62 @@ def test_a_slide_that_does_not_say_its_resolution(tmp_path):
     with pytest.raises(InputError, match="a.tif does not say its µm per pixel.*--source_mpp"):
         open_image(path).at(0.5)
     assert open_image(path).at(0.5, 0.25).width == 150
+
+
+def test_the_resolution_of_a_printer_is_none(tmp_path):
+    path = write_slide(tmp_path / "a.tif", texture(0, 300, 300), 25400 / 72)
+    picture = open_image(path)
+    assert (picture.mpp, picture.mpp_y) == (None, None)
+    assert picture.at(0.5, 0.25).width == 150
+    assert open_image(write_slide(tmp_path / "b.tif", texture(0, 300, 300), 20)).mpp == 20
+
+
+def test_levels_that_were_not_made_by_a_whole_factor(tmp_path):
+    stripes = ruler(8060, 260, 80)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for level, width in enumerate((8060, 2000)):  # 4.03
+            image = Image.fromarray(stripes).resize((width, 260 * width // 8060))
+            options = {"tile": (256, 256), "photometric": "rgb", "resolution": (4e4, 4e4)}
+            options |= {"resolutionunit": "CENTIMETER", "subfiletype": level, "metadata": None}
+            writer.write(np.asarray(image), **options)
+    picture = open_image(tmp_path / "a.tif")
+    assert picture.downsamples == (1, 4.0625)  # the height: 260 to 64
+    whole = write_slide(tmp_path / "b.tif", texture(0, 1030, 1027), 0.25, 5)
+    assert open_image(whole).downsamples == (1, 2, 4, 8, 16)
+
+
+@pytest.mark.parametrize(
+    "finest, level, downsample",
+    [
+        ((100_000, 80_000), (24_814, 19_851), 4.03),
+        ((100_003, 80_001), (25_000, 20_000), 4),
+        ((100_000, 80_000), (25_001, 20_001), 4),
+        ((100_000, 80_000), (24_990, 19_992), 4.0016),
+        ((100_000, 80_000), (25_000, 19_900), 4.0201),
+        ((1000, 31), (62, 1), 16),
+    ],
+)
+def test_factors_are_whole_where_little_is_missing(finest, level, downsample):
+    assert slides._downsample(finest, level) == pytest.approx(downsample, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["uint16", "int16", "int32", "float32"])
+@pytest.mark.parametrize("options", [{}, {"tile": (64, 64)}, {"photometric": "rgb"}])
+def test_samples_of_more_than_8_bits_are_refused(tmp_path, kind, options):
+    shape = (128, 128, 3) if "photometric" in options else (128, 128)
+    tifffile.imwrite(tmp_path / "g16.tif", np.full(shape, 1000, kind), **options)
+    with pytest.raises(InputError, match="g16.tif (has samples of more than 8 bits|is no slide)"):
+        open_image(tmp_path / "g16.tif")
+
+
+def test_modes_of_plain_images(tmp_path):
+    for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+        path = tmp_path / f"{mode}.{'tif' if mode in ('PA', 'CMYK', 'YCbCr') else 'png'}"
+        Image.new("RGB", (64, 64), "white").convert(mode).save(path)
+        assert open_image(path).read(0, 0, 64, 64).min() >= 254
+    Image.fromarray(np.full((64, 64), 1000, np.uint16)).save(tmp_path / "g16.png")
+    with pytest.raises(InputError, match="g16.png has samples of more than 8 bits; convert them"):
+        open_image(tmp_path / "g16.png")
 
 
 def test_a_raster_is_read_on_the_ground(tmp_path):

@@ -50,7 +50,12 @@ def read_annotations(path: str | Path) -> Annotations:
 
     Raises InputError if the file is not what QuPath writes.
     """
-    content = read_json(path, "annotations")
+    try:
+        content = read_json(path, "annotations")
+    except (OSError, RecursionError) as error:
+        raise InputError(
+            f"annotations {path} cannot be read ({error}); export them from QuPath again"
+        ) from None
     features = content if isinstance(content, list) else [content]
     if isinstance(content, dict) and "features" in content:
         features = content["features"]

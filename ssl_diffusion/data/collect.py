@@ -1,8 +1,10 @@
 """From a config's `data` section to everything that records are to be made of."""
 
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from ssl_diffusion.data.annotations import SUFFIX, read_annotations
 from ssl_diffusion.data.cutting import survey
 from ssl_diffusion.data.images import ImageOrigin, cutting_of
 from ssl_diffusion.data.imports import layouts
+from ssl_diffusion.data.imports.patch_files import check_utf8, walk
 from ssl_diffusion.data.manifest import Row, read_manifest
 from ssl_diffusion.data.origins import SPLITS, Collection, Origin
 from ssl_diffusion.data.picture import COLOUR, RESAMPLING
@@ -24,8 +27,17 @@ from ssl_diffusion.files import write_json
 
 IMAGE_SUFFIXES = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"),
-    *(".dcm", ".czi", ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".jp2", ".vrt", ".img"),
+    *(".qptiff", ".dcm", ".czi", ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".jp2", ".vrt"),
+    *(".img", ".ntf"),
 )
+HAMAMATSU = (".vms", ".vmu")  # indices of slides whose pixels are in .jpg files beside them
+# Study and series of a DICOM file, which follow each other: a series that others are referred to by
+# stands alone, or before its study. Values have their length in front, with or without their type.
+_SERIES = re.compile(
+    rb"\x20\x00\x0d\x00(?:UI..|..\0\0)[0-9.]*[\0 ]?\x20\x00\x0e\x00(?:UI..|..\0\0)([0-9.]+)",
+    re.DOTALL,
+)
+_DICOM_HEAD = 2**18  # bytes in which it stands; pixels and colour profiles come later
 BRACS = ("N", "PB", "UDH", "FEA", "ADH", "DCIS", "IC")  # as its folders 0_N to 6_IC number them
 
 
@@ -36,7 +48,8 @@ def collect_images(data: ConfigDict, split_file: Path) -> Collection:
     the first of these says that there is: `data.split`; a manifest's column; the folders train, val
     and test; with three sources or more they are drawn whole; else blocks of each are held out,
     drawn into `split_file`. Raises InputError with `data.instructions` (how to get the data set)
-    when there is nothing, for a manifest's file that is not there, and for a source in two splits.
+    when there is nothing, for a manifest's file that is not there, a folder that cannot be read, a
+    name that is not UTF-8, and a source in two splits.
     """
     recipe = recipe_of(data)
     root = demo.resolve(data.source)
@@ -78,7 +91,7 @@ def collect_images(data: ConfigDict, split_file: Path) -> Collection:
 def _files(data: ConfigDict, root: Path, rows: dict[str, Row]) -> dict[str, str]:
     """{name: path} of the pictures; those of the manifest, if there is one."""
     if root.is_file():
-        return {root.name: str(data.source)}
+        return {check_utf8(root.name, root.parent): str(data.source)}
     if rows:
         missing = [name for name in rows if not (root / name).is_file()]
         if missing:
@@ -87,11 +100,38 @@ def _files(data: ConfigDict, root: Path, rows: dict[str, Row]) -> dict[str, str]
                 f"{', '.join(missing[:5])}{', ...' * (len(missing) > 5)}"
             )
         return {name: str(root / name) for name in rows}
-    found = [path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-    found = sorted(path for path in found if path.is_file())
+    found = _slides(sorted(root / name for name in walk(root, IMAGE_SUFFIXES)))
     if not found:
-        raise InputError(f"no images in {data.source}. {data.get('instructions', '')}")
+        missing = "" if root.exists() else " (it does not exist)"
+        raise InputError(f"no images in {data.source}{missing}. {data.get('instructions', '')}")
     return {path.relative_to(root).as_posix(): str(path) for path in found}
+
+
+def _slides(files: Sequence[Path]) -> list[Path]:
+    """The files, in order, that stand for a picture: of a slide in several files, the first."""
+    indexed = {path.parent for path in files if path.suffix.lower() in HAMAMATSU}
+    series: set[tuple[Path, bytes]] = set()
+    found = []
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffix == ".jpg" and path.parent in indexed:
+            continue
+        if suffix == ".dcm" and (uid := _series(path)):
+            if (path.parent, uid) in series:
+                continue
+            series.add((path.parent, uid))
+        found.append(path)
+    return found
+
+
+def _series(path: Path) -> bytes | None:
+    """What the files of a DICOM slide have in common; None if the file does not say it."""
+    try:
+        with path.open("rb") as stream:
+            match = _SERIES.search(stream.read(_DICOM_HEAD))
+    except OSError:
+        return None  # told when it is opened as a slide
+    return match and match[1]
 
 
 def _labelled(origins: Sequence[ImageOrigin]) -> list[ImageOrigin]:
@@ -123,13 +163,25 @@ def _bracs(folder: str) -> str:
 
 
 def _annotated(origins: Sequence[ImageOrigin], folder: Path) -> list[ImageOrigin]:
-    """The pictures that somebody drew on; how many are left out is logged."""
-    files = {path.stem: str(path) for path in sorted(folder.rglob(f"*{SUFFIX}"))}
+    """The pictures that somebody drew on; how many are left out is logged.
+
+    The annotations of a/s0.tif are a/s0.geojson, else the one s0.geojson that is no other slide's.
+    Raises InputError where these are several, or would be of several slides.
+    """
+    files = {name: str(folder / name) for name in walk(folder, (SUFFIX,))}
+    beside = _grouped(files, lambda name: name[: -len(SUFFIX)])
+    slides = _grouped([origin.name for origin in origins], _without_suffix)
+    drawn = {key: _the_one(beside[key], names) for key, names in slides.items() if key in beside}
+    left = _grouped(files.keys() - drawn.values(), lambda name: Path(name).stem)
+    namesakes = _grouped([origin.name for origin in origins], lambda name: Path(name).stem)
+    for key in slides:
+        if key not in drawn and (stem := Path(key).name) in left:
+            drawn[key] = _the_one(left[stem], namesakes[stem])
     found = [
-        replace(origin, annotations=files[stem])
+        replace(origin, annotations=files[drawn[key]])
         for origin in origins
-        for stem in (Path(origin.path).stem,)
-        if stem in files
+        for key in (_without_suffix(origin.name),)
+        if key in drawn
     ]
     if not found:
         raise InputError(
@@ -141,10 +193,33 @@ def _annotated(origins: Sequence[ImageOrigin], folder: Path) -> list[ImageOrigin
     return found
 
 
+def _grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(key(name), []).append(name)
+    return found
+
+
+def _without_suffix(name: str) -> str:
+    return Path(name).with_suffix("").as_posix()
+
+
+def _the_one(files: Sequence[str], slides: Sequence[str]) -> str:
+    if len(files) > 1 or len(slides) > 1:
+        raise InputError(
+            f"annotations {', '.join(sorted(files)[:5])} are for {', '.join(sorted(slides)[:5])}, "
+            "expected one for one; give each the folder and name of its slide, as a/s0.geojson for "
+            "a/s0.tif"
+        )
+    return files[0]
+
+
 def _classes(origins: Sequence[Origin]) -> tuple[str, ...]:
     found = {origin.label for origin in origins} - {""}
     drawn = {origin.annotations for origin in origins if getattr(origin, "annotations", "")}
-    found |= {label for path in sorted(drawn) for label in read_annotations(path).labels}
+    for path in drawn:
+        with suppress(InputError):  # the slide fails, and tells why, when it is opened
+            found |= read_annotations(path).labels
     return BRACS if found and found <= {*BRACS} else tuple(sorted(found))
 
 

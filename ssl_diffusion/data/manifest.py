@@ -9,6 +9,7 @@ says nothing.
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from ssl_diffusion.data.origins import SPLITS
 from ssl_diffusion.data.recipe import parse_mpp
@@ -37,10 +38,15 @@ def read_manifest(path: str | Path) -> dict[str, Row]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        # What ends a line is left to csv: a text may hold line breaks, U+2028 and the like.
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            return _rows(stream, path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"manifest {path} cannot be read ({error}); expected a CSV file") from None
-    lines = csv.DictReader(text.splitlines(keepends=True), strict=True)
+
+
+def _rows(stream: TextIO, path: Path) -> dict[str, Row]:
+    lines = csv.DictReader(stream, strict=True)
     try:
         names = lines.fieldnames or ()
         unknown = [name for name in names if name not in COLUMNS]

@@ -1,10 +1,13 @@
 """Opening slides, rasters and plain images as pictures."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from ssl_diffusion import demo
 from ssl_diffusion.data.picture import Picture
@@ -18,6 +21,10 @@ Image.MAX_IMAGE_PIXELS = (
 
 # Pillow's other readers start programs or only pretend to read.
 PLAIN = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000", "GIF", "PPM")
+# µm per pixel. No microscope is coarser; a TIFF that says so has the resolution of a printer: 72
+# dpi, which many programs write without being asked, are 353 µm.
+COARSEST = 25.0
+_BITS_PER_SAMPLE = 258  # tag of TIFF
 
 
 def open_image(
@@ -42,11 +49,9 @@ def open_image(
         _positive(properties.get(name))
         for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
     )
-    sides = [max(1, side) for side in slide.dimensions]
-    downsamples = tuple(
-        _whole(max(width / w, height / h))
-        for (width, height), (w, h) in ((sides, level) for level in slide.level_dimensions)
-    )
+    if max(mpp or 0, mpp_y or 0) > COARSEST:
+        mpp = mpp_y = None
+    downsamples = tuple(_downsample(slide.dimensions, level) for level in slide.level_dimensions)
 
     def read(level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         corner = round(x * downsamples[level]), round(y * downsamples[level])
@@ -72,10 +77,16 @@ def _format(slide: openslide.AbstractSlide, file: Path) -> str:
     return vendor or file.suffix.lower().lstrip(".")
 
 
-def _whole(downsample: float) -> float:
-    """Scanners make levels by whole factors and cut off what is left at the edge."""
-    nearest = round(downsample)
-    return float(nearest if abs(downsample / nearest - 1) < 0.01 else downsample)
+def _downsample(finest: tuple[int, int], level: tuple[int, int]) -> float:
+    """How much coarser a level is, from the (width, height) in pixels of the finest and its own.
+
+    Scanners make levels by whole factors and cut off what is left at the edge, or fill it up: two
+    pixels of the level at most. What differs by more was not made by a whole factor.
+    """
+    nearest = max(1, round(max(finest) / max(level)))
+    if all(abs(n - m * nearest) <= 2 * nearest for n, m in zip(finest, level, strict=True)):
+        return float(nearest)
+    return max(max(1, n) / m for n, m in zip(finest, level, strict=True))
 
 
 def _positive(text: str | None) -> float | None:
@@ -98,21 +109,50 @@ def open_slide(path: str | Path) -> openslide.AbstractSlide:
     """Opens a slide through OpenSlide, or a plain image (PNG, JPEG) through Pillow, whole.
 
     The pixels of a plain image are decoded when the first of them is read. Raises InputError if the
-    file is missing or is neither.
+    file is missing or is neither, and for samples of more than 8 bits.
     """
     file = demo.resolve(path)
     if not file.is_file():
         raise InputError(f"no image or slide at {path}; give an existing file")
     try:
-        if openslide.OpenSlide.detect_format(str(file)):
+        vendor = openslide.OpenSlide.detect_format(str(file))
+        if vendor == "generic-tiff":  # scanners' own formats have 8 bits, or OpenSlide refuses them
+            _check_samples(_tags(file), "", file)
+        if vendor:
             return openslide.OpenSlide(str(file))
         image = Image.open(file, formats=PLAIN)
+        _check_samples(getattr(image, "tag_v2", {}), image.mode, file)
         _check_whole(image, file)
         return _Plain(image)
     except (openslide.OpenSlideError, OSError, SyntaxError) as error:
         raise InputError(
             f"{path} is no slide that OpenSlide reads and no image that Pillow reads ({error})"
         ) from None
+
+
+def _tags(file: Path) -> Mapping[int, Any]:
+    """Tags of the first image of a TIFF, also where Pillow does not read its pixels."""
+    with file.open("rb") as stream:
+        head = stream.read(8)
+        if 43 in head[2:4]:  # BigTIFF
+            head += stream.read(8)
+        tags = ImageFileDirectory_v2(head)
+        stream.seek(tags.next)
+        tags.load(stream)
+    return tags
+
+
+def _check_samples(tags: Mapping[int, Any], mode: str, file: Path) -> None:
+    """InputError for more than 8 bits: both libraries would clip or shift them to white or black.
+
+    `tags` are those of a TIFF, `mode` is Pillow's. A PNG in RGB of 16 bits passes: it fills its
+    range by definition.
+    """
+    if max(_numbers(tags.get(_BITS_PER_SAMPLE)), default=8) > 8 or mode.startswith(("I", "F")):
+        raise InputError(
+            f"{file} has samples of more than 8 bits; convert them to 8, or where it is a "
+            "georeferenced raster give --value_range=LOW,HIGH"
+        )
 
 
 def _check_whole(image: Image.Image, file: Path) -> None:

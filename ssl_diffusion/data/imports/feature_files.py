@@ -37,6 +37,7 @@ SLIDES = (
     *(".ome.tiff", ".ome.tif", ".tiff", ".tif", ".png", ".jpeg", ".jpg"),
 )
 WHOLE_SLIDES = "slide_features_"  # folders in which TRIDENT keeps one vector a slide
+MOST = 10_000_000  # patches of a slide; a file that claims more is damaged or no slide's
 TOLERANCE = 1.25  # scanners that say 40x differ by so much; the next magnification by 2
 
 
@@ -222,7 +223,10 @@ def _holds_features(path: Path) -> bool | None:
 
 
 def _checked(file: h5py.File) -> tuple[h5py.Dataset, h5py.Dataset]:
-    """Features and coordinates; InputError unless there are as many of one as of the other."""
+    """Features and coordinates; InputError unless there are as many of one as of the other.
+
+    Raises InputError for a file without patches, too, and for one of more than MOST.
+    """
     features, coords = arrays.dataset(file, "features"), arrays.dataset(file, "coords")
     batched = coords.ndim == 3
     arrays.embedding_shape(features, batched)
@@ -239,6 +243,9 @@ def _checked(file: h5py.File) -> tuple[h5py.Dataset, h5py.Dataset]:
             f"{file.filename} has {features.shape[batched]} features for {shape[0]} coords, "
             "expected one for each; extract them again"
         )
+    if not 0 < shape[0] <= MOST:
+        held = f"{shape[0]} patches, expected {MOST} at most" if shape[0] else "no patches"
+        raise InputError(f"{file.filename} holds {held}; extract it again, or remove it")
     return features, coords
 
 

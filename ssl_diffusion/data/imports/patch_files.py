@@ -18,9 +18,15 @@ END = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what a file that was not cut off 
 
 
 def walk(folder: Path, endings: tuple[str, ...] = SUFFIXES) -> Iterator[str]:
-    """Files below a folder, relative to it, with slashes; links to folders are followed."""
+    """Files below a folder, relative to it, with slashes; links to folders are followed.
+
+    There are none below what is no folder. Raises InputError for a folder that cannot be read, and
+    for names that are not UTF-8: records and descriptions are.
+    """
+    if not folder.is_dir():
+        return
     seen = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+    for here, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
         real = os.path.realpath(here)
         if real in seen:  # a link back up would be followed for ever
             folders.clear()
@@ -28,7 +34,28 @@ def walk(folder: Path, endings: tuple[str, ...] = SUFFIXES) -> Iterator[str]:
         seen.add(real)
         folders.sort()
         below = Path(here).relative_to(folder)
-        yield from ((below / f).as_posix() for f in sorted(files) if f.lower().endswith(endings))
+        for file in sorted(files):
+            if file.lower().endswith(endings):
+                yield check_utf8((below / file).as_posix(), folder)
+
+
+def check_utf8(name: str, folder: Path) -> str:
+    """The name of a file in a folder; InputError if it is not UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"the name {os.fsencode(name)} in {ascii(str(folder))} is not UTF-8; rename the file "
+            "or its folder"
+        ) from None
+    return name
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(
+        f"folder {ascii(error.filename)} cannot be read ({error.strerror}); allow it, or move it "
+        "out of the data set"
+    ) from None
 
 
 def size_of(path: Path) -> tuple[int, int]:
