@@ -15,7 +15,8 @@ from PIL import Image
 from slide_files import texture, write_raster, write_slide
 
 from ssl_diffusion.data import ground, groups, recipe
-from ssl_diffusion.data.collect import BRACS, collect
+from ssl_diffusion.data.collect import collect
+from ssl_diffusion.data.labels import BRACS
 from ssl_diffusion.data.manifest import read_manifest
 from ssl_diffusion.data.origins import Collection
 from ssl_diffusion.errors import InputError
@@ -480,7 +481,7 @@ def dicom(uid: str, implicit: bool = False) -> bytes:
     )
 
 
-def test_several_files_of_a_slide_are_one_source(tmp_path):
+def test_several_files_of_a_slide_are_one_source(tmp_path, monkeypatch):
     files = {
         "d/level1.dcm": dicom("1.5.77"),
         "d/level0.dcm": dicom("1.5.77"),
@@ -500,6 +501,7 @@ def test_several_files_of_a_slide_are_one_source(tmp_path):
     for name, content in files.items():
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).write_bytes(content)
+    monkeypatch.setattr(assign, "_usable", lambda origins: (list(origins), {}))
     assert names_of(collected(tmp_path / "a")) == [
         *("d/broken1.dcm", "d/broken2.dcm", "d/level0.dcm", "d/other1.dcm", "e/level0.dcm"),
         *("v/s.VMS", "v/t.png", "w/u.jpg", "w/u.ntf", "w/u.qptiff"),

@@ -1,4 +1,4 @@
-"""Georeferenced rasters (GeoTIFF, JPEG 2000, ENVI, VRT, ...) through rasterio, by windows."""
+"""Georeferenced rasters (GeoTIFF, JPEG 2000, VRT, ...) through rasterio, by windows."""
 
 import math
 import re
@@ -75,13 +75,13 @@ def open_raster(
     if max(bands) > base.count:
         raise InputError(
             f"{file} has {base.count} bands, expected {list(bands)}; choose others by "
-            "config.data.bands, as (1, 1, 1)"
+            "--bands=1,1,1 (config.data.bands)"
         )
     types = {base.dtypes[band - 1] for band in bands}
     if types != {"uint8"} and not value_range:
         raise InputError(
             f"{file} has samples of {', '.join(sorted(types))}; say which values shall be black "
-            "and white, as config.data.value_range=(0, 3000)"
+            "and white: --value_range=0,3000 (config.data.value_range)"
         )
 
     def read(level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
