@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from slide_files import texture, write_raster, write_slide
 
-from ssl_diffusion.data import ground, groups, recipe
+from ssl_diffusion.data import assign, ground, groups, recipe
 from ssl_diffusion.data.collect import collect
 from ssl_diffusion.data.labels import BRACS
 from ssl_diffusion.data.manifest import read_manifest
