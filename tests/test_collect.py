@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 from slide_files import texture, write_raster, write_slide
 
-from ssl_diffusion.data import assign, ground, groups, recipe
+from ssl_diffusion.data import ground, groups, recipe
 from ssl_diffusion.data.collect import collect
+from ssl_diffusion.data.find import find_pictures
 from ssl_diffusion.data.labels import BRACS
 from ssl_diffusion.data.manifest import read_manifest
 from ssl_diffusion.data.origins import Collection
@@ -481,7 +482,7 @@ def dicom(uid: str, implicit: bool = False) -> bytes:
     )
 
 
-def test_several_files_of_a_slide_are_one_source(tmp_path, monkeypatch):
+def test_several_files_of_a_slide_are_one_source(tmp_path):
     files = {
         "d/level1.dcm": dicom("1.5.77"),
         "d/level0.dcm": dicom("1.5.77"),
@@ -501,8 +502,8 @@ def test_several_files_of_a_slide_are_one_source(tmp_path, monkeypatch):
     for name, content in files.items():
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).write_bytes(content)
-    monkeypatch.setattr(assign, "_usable", lambda origins: (list(origins), {}))
-    assert names_of(collected(tmp_path / "a")) == [
+    data = ConfigDict(recipe.section(source=str(tmp_path / "a")))
+    assert list(find_pictures(data, tmp_path / "a", {})) == [
         *("d/broken1.dcm", "d/broken2.dcm", "d/level0.dcm", "d/other1.dcm", "e/level0.dcm"),
         *("v/s.VMS", "v/t.png", "w/u.jpg", "w/u.ntf", "w/u.qptiff"),
     ]
