@@ -96,6 +96,7 @@ def _the_one(files: Sequence[str], slides: Sequence[str]) -> str:
 
 
 def classes_of(origins: Sequence[Origin]) -> tuple[str, ...]:
+    """The classes of the labels, sorted; BRACS's seven in their order where there are no others."""
     found = {origin.label for origin in origins} - {""}
     drawn = {origin.annotations for origin in origins if getattr(origin, "annotations", "")}
     for path in drawn:
