@@ -101,8 +101,8 @@ class Picture:
         if own is None:
             raise InputError(
                 f"{self.path} does not say its µm per pixel; say it: prepare takes it as "
-                "--source_mpp (config.data.source_mpp; --mpp is what records shall have), generate as "
-                "--reference_mpp"
+                "--source_mpp (config.data.source_mpp; --mpp is what records shall have), generate "
+                "as --reference_mpp"
             )
         scale = np.array([mpp / own, mpp / (self.mpp_y or own)])
         if (np.abs(scale - 1) < SAME_RESOLUTION).all():
