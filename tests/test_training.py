@@ -240,8 +240,9 @@ def test_records_of_another_patch_size_and_without_embeddings_are_refused(record
         train(config, tmp_path / "a")
     config = shrink(load_config("demo"))
     config.data.dir = str(records_dir)
-    config.data.stride_px = 32
-    with pytest.raises(InputError, match="stride_px 64, the config 32"):
+    config.data.stride_px = 32  # where patches were cut is no matter, what is stored of them is
+    config.data.variants = 2
+    with pytest.raises(InputError, match="variants 1, the config 2"):
         train(config, tmp_path / "a")
     config = shrink(load_config("demo"))
     config.data.dir = str(tmp_path / "nowhere")

@@ -16,7 +16,7 @@ PAETH = 128
 def encode(pixels: np.ndarray, jpeg_quality: int | None = None) -> bytes:
     """uint8 [h, w, 3] -> PNG bytes, or JPEG bytes of that quality with colour at full size."""
     if jpeg_quality is None:
-        return imagecodecs.png_encode(pixels, level=1, filter=PAETH)
+        return imagecodecs.png_encode(np.ascontiguousarray(pixels), level=1, filter=PAETH)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=jpeg_quality, subsampling=0)
     return buffer.getvalue()
