@@ -194,6 +194,16 @@ def test_what_has_changed_since_is_not_taken_for_the_same(tmp_path):
         prepare(section(source, **entries), tmp_path / "records")
 
 
+def test_a_link_to_nothing_is_a_source_that_failed(slides, tmp_path):
+    source = tmp_path / "slides"
+    source.mkdir()
+    for number in range(3):
+        (source / f"{number}.tif").symlink_to(slides / f"s{number:02d}.tif")
+    (source / "gone.tif").symlink_to(tmp_path / "nowhere.tif")
+    (failed,) = prepare(section(source), tmp_path / "records")
+    assert failed["source"] == "gone.tif" and "no image or slide at" in failed["reason"]
+
+
 def test_a_page_that_was_not_made_in_time_is_made_later(slides, undisturbed, tmp_path):
     copied = tmp_path / "records"
     shutil.copytree(undisturbed, copied)

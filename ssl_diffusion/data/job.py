@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_diffusion import demo
@@ -29,9 +30,11 @@ def make_recipe(data: ConfigDict, collection: Collection, split_file: Path) -> d
     recipe = recipes.recipe_of(data)
     origins = collection.origins
     files = sorted({path for origin in origins for path in _files_of(origin)})
-    # Of lists of files, their names; of pictures, what a manifest says of their resolution.
     told = [
-        (o.name, o.label, o.text, getattr(o, "names", ()), getattr(o, "mpp", None)) for o in origins
+        # Of lists of files, their names or which they are; of pictures, what a manifest says.
+        (o.name, o.label, o.text, getattr(o, "names", ()), getattr(o, "mpp", None))
+        + (np.asarray(getattr(o, "indices", ())).tolist(),)
+        for o in origins
     ]
     recipe["files_sha256"] = _digest([[_state(path) for path in files], told])
     recipe["split_sha256"] = _digest([(o.name, o.split, o.group) for o in origins])
@@ -60,6 +63,8 @@ def _state(path: str) -> tuple[str, str | int, int]:
     slides for it would take hours, so that of these it is size and time.
     """
     file = demo.resolve(path)
+    if not file.exists():
+        return path, "missing", 0  # it fails, and is told, when it is opened
     about = file.stat()
     if path.startswith(demo.PREFIX) or file.suffix == SUFFIX:
         return path, sha256(file), about.st_size
