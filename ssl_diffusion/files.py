@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,24 @@ def read_json(path: str | Path, what: str) -> Any:
         raise InputError(f"no {what}: {Path(path).parent} is a file, expected a folder") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{what} {path} is not valid JSON ({error}); make it again") from None
+
+
+def write_json_lines(path: str | Path, values: Iterable[Any]) -> None:
+    """Writes one JSON value a line, atomically."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(value) + "\n" for value in values)
+
+
+def read_json_lines(path: str | Path) -> list[Any]:
+    """The values of a JSON Lines file, none without it; InputError if one is no JSON."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")  # of which other line ends may be in names
+        return [json.loads(line) for line in text.split("\n") if line]
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not one JSON object per line ({error})") from None
 
 
 def sha256(path: str | Path) -> str:

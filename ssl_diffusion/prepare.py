@@ -31,13 +31,13 @@ from ssl_diffusion.data.beam import share
 from ssl_diffusion.data.collect import collect
 from ssl_diffusion.data.cutting import Cutters
 from ssl_diffusion.data.encoding import Encoding
-from ssl_diffusion.data.finish import NothingToTrain, finish, read_failed
+from ssl_diffusion.data.finish import NothingToTrain, finish
 from ssl_diffusion.data.job import begin, check_same, do, make_recipe
 from ssl_diffusion.data.page import write_page
-from ssl_diffusion.data.records import open_records
+from ssl_diffusion.data.records import FAILED, open_records
 from ssl_diffusion.data.work import Job
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.files import remove
+from ssl_diffusion.files import read_json_lines, remove
 from ssl_diffusion.locks import locked, only_one
 
 MOST_WORKERS = 16  # by default; each holds some rows of a slide
@@ -96,7 +96,7 @@ def main() -> None:
         more = f"; and {len(failed) - 10} more" if len(failed) > 10 else ""
         print(
             f"error: {len(failed)} sources could not be used, the others are prepared: {told}"
-            f"{more}; all are in {Path(output) / 'failed.jsonl'}",
+            f"{more}; all are in {Path(output) / FAILED}",
             file=sys.stderr,
         )
         sys.exit(3)
@@ -180,7 +180,7 @@ def _there_already(data: ConfigDict, output: Path, work: Path) -> list[dict[str,
     if not (output / "index.html").exists():
         write_page(output)
     shutil.rmtree(work, ignore_errors=True)
-    return read_failed(output)
+    return read_json_lines(output / FAILED)
 
 
 @contextmanager
@@ -223,7 +223,7 @@ def _finish(
                 raise
             write_page(output)
         shutil.rmtree(work, ignore_errors=True)
-    return read_failed(output)
+    return read_json_lines(output / FAILED)
 
 
 def prepare_unit(data: ConfigDict, work: Path, number: int) -> None:

@@ -16,7 +16,7 @@ from ssl_diffusion.data.cutting import Cutters, Form, cut
 from ssl_diffusion.data.encoding import Encoding
 from ssl_diffusion.data.image_bytes import decode, encode
 from ssl_diffusion.data.origins import Collection
-from ssl_diffusion.data.plan import check_usable, make_plan
+from ssl_diffusion.data.plan import make_plan
 from ssl_diffusion.data.work import BATCH
 from ssl_diffusion.data.writer import ShardWriter
 from ssl_diffusion.errors import InputError
@@ -84,7 +84,6 @@ def measure(data: ConfigDict, workers: Sequence[int], seconds: float) -> Iterato
 def _cutting(collection: Collection, form: Form, workers: int, seconds: float) -> dict[str, Any]:
     with Cutters(workers) as cutters:
         plan = make_plan(collection, cutters)
-        check_usable(plan, collection)
         calls = [
             (index, collection.origins[index], *rows, form)
             for unit in plan.units

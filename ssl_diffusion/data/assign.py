@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ssl_diffusion import demo
 from ssl_diffusion.data import groups
-from ssl_diffusion.data.cutting import survey
+from ssl_diffusion.data.cutting import check_usable, survey
 from ssl_diffusion.data.images import ImageOrigin
 from ssl_diffusion.data.manifest import Row
 from ssl_diffusion.data.origins import SPLITS
@@ -71,11 +71,9 @@ def _usable(
     """Those that open, to draw from, and by name those that do not, which fail in their turn."""
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(survey, range(len(origins)), origins))
+    check_usable(found)
     pairs = list(zip(origins, found, strict=True))
     broken = {o.name: replace(o, split="train") for o, told in pairs if "reason" in told}
-    if len(broken) == len(origins):
-        reasons = [told["reason"] for told in found[:3]]
-        raise InputError(f"none of {len(origins)} sources can be used: {'; '.join(reasons)}")
     return [origin for origin in origins if origin.name not in broken], broken
 
 

@@ -4,7 +4,7 @@ import hashlib
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ssl_diffusion.data.origins import Example, Opened, Origin
 from ssl_diffusion.data.patches import symmetry
 from ssl_diffusion.errors import InputError
 
-# Pixels of a task at most, but for one row of patches: what it gives back is in memory.
+# Of pixels of a task at most, but for one row of patches: what it gives back is in memory.
 TASK_BYTES = 2**26
 
 
@@ -61,6 +61,13 @@ def survey(index: int, origin: Origin) -> dict[str, Any]:
         return {"reason": _reason(error)}
 
 
+def check_usable(surveys: Sequence[Mapping[str, Any]]) -> None:
+    """Raises InputError if no origin can be opened, with the first reasons."""
+    reasons = [found["reason"] for found in surveys if "reason" in found]
+    if len(reasons) == len(surveys):
+        raise InputError(f"none of {len(surveys)} sources can be used: {'; '.join(reasons[:3])}")
+
+
 def cut(index: int, origin: Origin, start: int, stop: int, form: Form) -> list[dict[str, Any]]:
     """Examples of rows start to stop, in every variant, each with
 
@@ -68,7 +75,6 @@ def cut(index: int, origin: Origin, start: int, stop: int, form: Form) -> list[d
     image      its pixels, if the form wants them
     digest     of the patch itself, uint64, to find it again in other places
     variant    which symmetry it is
-    rows       1 in all
 
     besides what `Example` has. Raises Broken if the origin cannot be read.
     """
@@ -157,7 +163,8 @@ class Cutters:
     def _shared(
         self, pool: ProcessPoolExecutor, function: Callable, calls: Iterator[tuple]
     ) -> Iterator[Any]:
-        ahead = deque(pool.submit(function, *call) for call in islice(calls, self.ahead))
+        most = self._workers + 2  # results that are made before they are read
+        ahead = deque(pool.submit(function, *call) for call in islice(calls, most))
         try:
             while ahead:
                 yield ahead.popleft().result()
@@ -165,8 +172,3 @@ class Cutters:
         finally:
             for future in ahead:
                 future.cancel()
-
-    @property
-    def ahead(self) -> int:
-        """How many results are made before they are read."""
-        return self._workers + 2

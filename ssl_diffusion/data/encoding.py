@@ -2,18 +2,16 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import UInt8
 
 from ssl_diffusion.data.origins import Collection
 from ssl_diffusion.data.writer import Layout
 from ssl_diffusion.encoders.encoder import SSLEncoder
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.models.autoencoder import Autoencoder
 from ssl_diffusion.weights.encoder import load_encoder
 from ssl_diffusion.weights.model import CHUNK, FirstStage, load_autoencoder
 
@@ -70,7 +68,7 @@ class Encoding:
         """Whether anything is computed of pixels, or compared with what is."""
         return bool(self.encoder or self.first_stage)
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """What the records have."""
         recipe, brought = self._recipe, self._collection
@@ -139,7 +137,7 @@ class Encoding:
         if not self.first_stage or self._collection.latent:
             return fields
         if self._recipe["posterior"]:
-            mean, deviation = _posterior(self.first_stage, pixels)
+            mean, deviation = self.first_stage.posterior(pixels)
             fields["latent"] = mean.astype(np.float16)
             fields["latent_std"] = deviation.astype(np.float16)
         else:
@@ -171,22 +169,3 @@ class Encoding:
                     f"{self._recipe[model]} makes differs by {error:.2f} of its size; name the "
                     f"{model} that made them, or none"
                 )
-
-
-def _posterior(
-    stage: FirstStage, pixels: UInt8[np.ndarray, "n H W 3"]
-) -> tuple[Float[np.ndarray, "n h w c"], Float[np.ndarray, "n h w c"]]:
-    """Mean and standard deviation of raw latents, in chunks of one size as `encode` has them."""
-    parts = []
-    for start in range(0, len(pixels), CHUNK):
-        chunk = pixels[start : start + CHUNK]
-        padding = np.zeros((CHUNK - len(chunk), *chunk.shape[1:]), np.uint8)
-        moments = _moments(stage.network, stage.params, np.concatenate([chunk, padding]))
-        parts.append([np.asarray(array)[: len(chunk)] for array in moments])
-    mean, log_variance = map(np.concatenate, zip(*parts, strict=True))
-    return mean, np.exp(0.5 * log_variance)
-
-
-@partial(jax.jit, static_argnums=0)
-def _moments(network: Autoencoder, params: PyTree, images: Array):
-    return network.apply({"params": params}, images / 127.5 - 1.0, method="moments")

@@ -1,9 +1,8 @@
 """From units of work that are all done to a data set that can be trained on and looked at."""
 
-import itertools
-import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from ssl_diffusion.data.origins import SPLITS
+from ssl_diffusion.data.records import FAILED, SOURCES
 from ssl_diffusion.data.work import Done, Job
 from ssl_diffusion.data.writer import assemble
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.files import read_json, replacing, sha256
+from ssl_diffusion.files import replacing, sha256, write_json_lines
 from ssl_diffusion.weights.encoder import is_function
 from ssl_diffusion.weights.folder import copy_model
 
-SOURCES, FAILED = "sources.jsonl", "failed.jsonl"
 SHOWN = 20  # duplicates that are told one by one
 
 
@@ -41,13 +40,11 @@ def finish(job: Job, output: Path, recipe: Mapping[str, Any], split_file: Path) 
     if any(o.split is None for o in job.collection.origins):
         if sha256(split_file) != recipe["split_sha256"]:
             raise InputError(f"{split_file} has changed since the work began; put it back")
-    for split, origins in itertools.groupby(
-        sorted(job.collection.origins, key=lambda o: o.split or "test"),
-        key=lambda o: o.split or "test",
-    ):
+    asked = Counter(origin.split or "test" for origin in job.collection.origins)
+    for split in sorted(asked):
         if not counts[split]:
             logging.warning(
-                "no patch in %s: its %d sources failed or are empty", split, len([*origins])
+                "no patch in %s: its %d sources failed or are empty", split, asked[split]
             )
     duplicates = find_duplicates(job, [path for path, _ in parts])
     metadata = {
@@ -74,14 +71,14 @@ def finish(job: Job, output: Path, recipe: Mapping[str, Any], split_file: Path) 
                 copy_model(recipe[name], temporary / name)
         if split_file.exists():
             shutil.copyfile(split_file, temporary / "split.json")
-        _write_lines(temporary / SOURCES, _sources(job, [done for _, done in parts]))
+        write_json_lines(temporary / SOURCES, _sources(job, [done for _, done in parts]))
         if failed:
             origins = job.collection.origins
             lines = (
                 {"source": origins[i].name, "path": origins[i].path, "reason": failed[i]}
                 for i in sorted(failed)
             )
-            _write_lines(temporary / FAILED, lines)
+            write_json_lines(temporary / FAILED, lines)
     if duplicates["records"]:
         logging.warning(
             "%d records are a patch that another one is too, %d of them in another split; "
@@ -90,14 +87,6 @@ def finish(job: Job, output: Path, recipe: Mapping[str, Any], split_file: Path) 
             duplicates["across_splits"],
         )
     logging.info("wrote %s to %s", counts, output)
-
-
-def read_failed(folder: Path) -> list[dict[str, str]]:
-    """What could not be used of a data set that was prepared: source, path and reason."""
-    file = folder / FAILED
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def find_duplicates(job: Job, folders: list[Path]) -> dict[str, Any]:
@@ -162,16 +151,3 @@ def _image(jpeg_quality: int | None) -> dict[str, Any]:
     if jpeg_quality is None:
         return {"format": "PNG"}
     return {"format": "JPEG", "quality": jpeg_quality, "subsampling": "4:4:4"}
-
-
-def _write_lines(file: Path, lines) -> None:
-    with file.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(line) + "\n" for line in lines)
-
-
-def read_sources(folder: Path) -> list[dict[str, Any]]:
-    """What each source of a data set was, in the order of the records; InputError without."""
-    file = folder / SOURCES
-    if not file.is_file():
-        read_json(file, "list of sources")
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -17,7 +17,7 @@ from ssl_diffusion.data.annotations import SUFFIX
 from ssl_diffusion.data.cutting import Cutters, Form
 from ssl_diffusion.data.encoding import Encoding
 from ssl_diffusion.data.origins import Collection, Origin
-from ssl_diffusion.data.plan import check_usable, expected, make_plan, read_plan, write_plan
+from ssl_diffusion.data.plan import expected, make_plan, read_plan, write_plan
 from ssl_diffusion.data.work import Job, Progress
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json, sha256, write_json
@@ -106,7 +106,6 @@ def begin(
         plan = read_plan(kept)
     else:
         plan = make_plan(collection, cutters)
-        check_usable(plan, collection)
         records, size = expected(plan, collection, cutters, form)
         need = size + records * encoding.layout.array_bytes
         parent = next(path for path in (work, *work.absolute().parents) if path.exists())

@@ -5,7 +5,6 @@ per slide or raster that was cut, in the order of the records) and `failed.jsonl
 not be). Only the thumbnails are read from the sources themselves, where they are still there.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -21,9 +20,8 @@ from ssl_diffusion.data.gallery import (
     source_cards,
 )
 from ssl_diffusion.data.origins import SPLITS
-from ssl_diffusion.data.records import Records, open_records
-from ssl_diffusion.errors import InputError
-from ssl_diffusion.files import replacing
+from ssl_diffusion.data.records import FAILED, SOURCES, Records, open_records
+from ssl_diffusion.files import read_json_lines, replacing
 from ssl_diffusion.webpage import details, document, facts, section, table
 
 LISTED = 50  # failed sources
@@ -62,12 +60,12 @@ def write_page(folder: Path) -> Path:
     Raises InputError if there are no records, or if `sources.jsonl` does not belong to them.
     """
     records = open_records(folder)
-    sources = _lines(folder / "sources.jsonl")
+    sources = read_json_lines(folder / SOURCES)
     splits = [split for split in SPLITS if records.count(split)]
     name = folder.resolve().name
     parts = [
         _head(name, records, splits, len(sources)),
-        _failed(_lines(folder / "failed.jsonl")),
+        _failed(read_json_lines(folder / FAILED)),
         _duplicates(records.metadata.get("duplicates")),
         contact_sheets(records, splits),
         source_cards(records, splits, sources) if sources else "",
@@ -84,17 +82,6 @@ def write_page(folder: Path) -> Path:
         # A file name need not be text; it is no reason to have no page.
         temporary.write_text(html, encoding="utf-8", errors="replace")
     return path
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; none if there is no such file."""
-    if not path.is_file():
-        return []
-    try:
-        text = path.read_text(encoding="utf-8")  # of which other line ends may be in names
-        return [json.loads(line) for line in text.split("\n") if line]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not one JSON object per line ({error})") from None
 
 
 def _head(name: str, records: Records, splits: Sequence[str], sources: int) -> str:

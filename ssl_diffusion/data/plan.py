@@ -8,9 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ssl_diffusion.data.cutting import TASK_BYTES, Broken, Cutters, Form, cut, survey
+from ssl_diffusion.data.cutting import TASK_BYTES, Broken, Cutters, Form, check_usable, cut, survey
 from ssl_diffusion.data.origins import Collection
-from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json, replacing
 
 UNIT = 1_000  # patches at most that origins are put together for; a larger one is a unit itself
@@ -42,11 +41,12 @@ class Plan:
 
 
 def make_plan(collection: Collection, cutters: Cutters) -> Plan:
-    """Opens every origin once."""
+    """Opens every origin once. Raises InputError if none can be."""
     count = len(collection.origins)
     calls = enumerate(collection.origins)
     found = tqdm(cutters.map(survey, calls), "open", count, unit="file", disable=count < 100)
     surveys = tuple(found)
+    check_usable(surveys)
     return Plan(surveys, tuple(_units(surveys)))
 
 
@@ -105,11 +105,3 @@ def _sample(*call: Any) -> list[int]:
         return [len(example["encoded"]) for example in cut(*call)]
     except Broken:
         return []
-
-
-def check_usable(plan: Plan, collection: Collection) -> None:
-    """Raises InputError if no origin can be opened, with the first reasons."""
-    if plan.units:
-        return
-    reasons = list(plan.failed.values())[:3]
-    raise InputError(f"none of {len(collection.origins)} sources can be used: {'; '.join(reasons)}")

@@ -25,6 +25,7 @@ from ssl_diffusion.data.image_bytes import decode
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import read_json
 
+SOURCES, FAILED = "sources.jsonl", "failed.jsonl"  # beside the records
 MADE_WITH = {
     "embedding": "an encoder",
     "latent": "an autoencoder",

@@ -62,6 +62,7 @@ class SSLEncoder:
         """What a method of the network gives, `CHUNK` images at a time."""
         size, rule = self.spec["image_size"], self.spec.get("image_resize", "bicubic")
         mean, std = (np.asarray(self.spec[name], np.float32) for name in ("mean", "std"))
+        check_squares(images)
         for chunk, count in padded_chunks(images):
             chunk = resized(chunk, size, rule)
             output = _apply(self.network, method, self.params, chunk, mean, std)
@@ -74,18 +75,19 @@ class SSLEncoder:
         return dataclasses.replace(self, params=params)
 
 
-def padded_chunks(
-    images: UInt8[np.ndarray, "n h w 3"],
-) -> Iterator[tuple[UInt8[np.ndarray, "chunk h w 3"], int]]:
-    """(`CHUNK` images, how many of them are no padding) after each other.
-
-    Raises InputError unless the images are squares.
-    """
+def check_squares(images: np.ndarray) -> None:
+    """Raises InputError unless the images are squares."""
     if images.shape[1] != images.shape[2] or not images.shape[1]:
         raise InputError(f"patches of shape {images.shape[1:]}, expected squares: [size, size, 3]")
-    for start in range(0, len(images), CHUNK):
-        chunk = images[start : start + CHUNK]
-        padding = np.zeros((CHUNK - len(chunk), *images.shape[1:]), np.uint8)
+
+
+def padded_chunks(
+    images: UInt8[np.ndarray, "n h w 3"], size: int = CHUNK
+) -> Iterator[tuple[UInt8[np.ndarray, "chunk h w 3"], int]]:
+    """(`size` images, how many of them are no padding) after each other."""
+    for start in range(0, len(images), size):
+        chunk = images[start : start + size]
+        padding = np.zeros((size - len(chunk), *images.shape[1:]), np.uint8)
         yield np.concatenate([chunk, padding]), len(chunk)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from ssl_diffusion.encoders.encoder import CHUNK, padded_chunks
+from ssl_diffusion.encoders.encoder import CHUNK, check_squares, padded_chunks
 from ssl_diffusion.errors import InputError
 
 Embed = Callable[[UInt8[np.ndarray, "chunk h w 3"]], Any]
@@ -65,6 +65,7 @@ class FunctionEncoder:
         """
         shape = self.spec["embedding"]["tokens"], self.spec["embedding"]["dim"]
         parts = [np.zeros((0, *shape), np.float32)]
+        check_squares(images)
         for chunk, count in padded_chunks(images):
             output = self._call(chunk)
             if output.shape[1:] != shape:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from ssl_diffusion import demo
 from ssl_diffusion.diffusion.denoiser import Denoiser, make_denoiser
 from ssl_diffusion.diffusion.schedule import Schedule, make_schedule, with_defaults
-from ssl_diffusion.encoders.encoder import SSLEncoder
+from ssl_diffusion.encoders.encoder import SSLEncoder, padded_chunks
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import sha256
 from ssl_diffusion.models.autoencoder import Autoencoder
@@ -46,12 +46,21 @@ class FirstStage:
     def encode(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float[np.ndarray, "n h w c"]:
         """Raw latents of uint8 images."""
         parts = []
-        for start in range(0, len(images), CHUNK):
-            chunk = images[start : start + CHUNK]
-            padding = np.zeros((CHUNK - len(chunk), *chunk.shape[1:]), np.uint8)
-            latent = _encode(self.network, self.params, np.concatenate([chunk, padding]))
-            parts.append(np.asarray(latent)[: len(chunk)])
+        for chunk, count in padded_chunks(images, CHUNK):
+            latent = _encode(self.network, self.params, chunk)
+            parts.append(np.asarray(latent)[:count])
         return np.concatenate(parts)
+
+    def posterior(
+        self, images: UInt8[np.ndarray, "n H W 3"]
+    ) -> tuple[Float[np.ndarray, "n h w c"], Float[np.ndarray, "n h w c"]]:
+        """Mean and standard deviation of raw latents, of an autoencoder without a codebook."""
+        parts = []
+        for chunk, count in padded_chunks(images, CHUNK):
+            moments = _moments(self.network, self.params, chunk)
+            parts.append([np.asarray(array)[:count] for array in moments])
+        mean, log_variance = map(np.concatenate, zip(*parts, strict=True))
+        return mean, np.exp(0.5 * log_variance)
 
     def decode(self, latent: Float[Any, "n h w c"]) -> Float[Array, "n H W 3"]:
         """Images of raw latents, white 1 and black -1; not clipped, for tiles are blended first."""
@@ -61,6 +70,11 @@ class FirstStage:
 @partial(jax.jit, static_argnums=0)
 def _encode(network: Autoencoder, params: PyTree, images):
     return network.apply({"params": params}, images / 127.5 - 1.0, method="encode")
+
+
+@partial(jax.jit, static_argnums=0)
+def _moments(network: Autoencoder, params: PyTree, images):
+    return network.apply({"params": params}, images / 127.5 - 1.0, method="moments")
 
 
 @partial(jax.jit, static_argnums=0)
