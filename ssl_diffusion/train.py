@@ -35,7 +35,7 @@ from ml_collections import ConfigDict, config_flags
 
 from ssl_diffusion import cli
 from ssl_diffusion.data.pipeline import batch_at, check_batches, training_batches
-from ssl_diffusion.data.records import Records, Source
+from ssl_diffusion.data.records import Records
 from ssl_diffusion.devices import join_processes
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import sha256, write_json
@@ -62,7 +62,7 @@ from ssl_diffusion.training.state import (
     start_from,
 )
 from ssl_diffusion.training.stop import Stop, watched
-from ssl_diffusion.training.tasks import Task
+from ssl_diffusion.training.tasks import Examples, Task
 from ssl_diffusion.training.tasks.build import TASKS
 from ssl_diffusion.training.workdir import alone_in, claim_workdir
 from ssl_diffusion.weights.folder import WEIGHTS
@@ -127,7 +127,7 @@ def train(
     mesh = make_mesh(config.mesh.fsdp)
     records, mixed = open_record_sets(config)
     task: Task = TASKS[config.task](config, records)
-    sources = [(each.source("train", task.fields, raw=True), weight) for each, weight in mixed]
+    sources = [(task.examples(each, "train"), weight) for each, weight in mixed]
     check_batches(sources, config.batch_size, config.seed, jax.process_count())
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
     recipes = [each.metadata["recipe"] for each in (records, *dict(mixed))]
@@ -261,7 +261,7 @@ def _explained(
     config: ConfigDict,
     workdir: Path,
     checkpoints: Checkpoints,
-    sources: Sequence[tuple[Source, float]],
+    sources: Sequence[tuple[Examples, float]],
 ) -> InputError:
     """Says which records the batch held and what is left to go on from."""
     held = batch_at(sources, config.batch_size, config.seed, error.step - 1)

@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.layers import (
@@ -77,7 +77,8 @@ class Block(nn.Module):
     """Self-attention and MLP, each modulated and gated, with cross-attention between them.
 
     `shared` is adaLN-single's projection of the timestep embedding: shift, scale, gate of the
-    attention, then of the MLP. With None the block projects `embedding` by itself.
+    attention, then of the MLP. With None the block projects `embedding` by itself. `mask` says
+    which tokens of `x` are attended to; None is all.
     """
 
     heads: int
@@ -91,6 +92,7 @@ class Block(nn.Module):
         context: Context,
         embedding: Float[Array, "b c"],
         shared: Float[Array, "b 6 c"] | None,
+        mask: Bool[Array, "b 1 n"] | None = None,
     ) -> Float[Array, "b n c"]:
         width = x.shape[-1]
         if shared is None:
@@ -104,7 +106,7 @@ class Block(nn.Module):
         attention = partial(Attention, self.heads, qkv_bias=True, **options)
 
         y = modulated_norm(x, shift1, scale1, self.dtype)
-        x = x + gate1 * attention(out_init=XAVIER, name="attn1")(y)
+        x = x + gate1 * attention(out_init=XAVIER, name="attn1")(y, mask=mask)
         # PixArt-alpha: neither normalised nor gated, but zero at the start.
         x = x + attention(out_init=ZEROS, name="attn2")(x, inside(context, "attn2"))
         y = modulated_norm(x, shift2, scale2, self.dtype)

@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from ssl_diffusion.data.records import Records, Source
+from ssl_diffusion.data.pipeline import RandomAccess
+from ssl_diffusion.data.records import Records
 from ssl_diffusion.training.sharding import by_rows
 from ssl_diffusion.training.state import Totals, example_keys, gathered, means, sums_of
 from ssl_diffusion.training.tasks import Task
@@ -28,7 +29,7 @@ def held_out_loss(
     the run has to call it.
     """
     split = "val" if records.count("val") else "test"
-    source = records.source(split, task.fields, raw=True)
+    source = task.examples(records, split)
     picks = np.linspace(0, len(source) - 1, min(EXAMPLES, len(source))).astype(int)
     draws = int(np.clip(EXAMPLES // len(picks), 1, MOST_DRAWS))
     picks = np.tile(picks, draws)
@@ -56,7 +57,7 @@ def held_out_loss(
     return evaluate
 
 
-def own_rows(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
+def own_rows(source: RandomAccess, indices: np.ndarray) -> dict[str, np.ndarray]:
     """This process's share of a batch of these records."""
     share = len(indices) // jax.process_count()
     first = jax.process_index() * share

@@ -25,6 +25,8 @@ NEEDED = {  # fields of model.json, by kind of model
     + ("sampling",),
     "autoencoder": ("architecture", "latent"),
     "encoder": ("architecture", "image_size", "mean", "std", "embedding", "augmentation"),
+    "prior": ("architecture", "conditioner", "components", "window", "embedding", "patch_px")
+    + ("encoder_sha256", "mpp", "conditions", "diffusion", "sampling"),
 }
 
 

@@ -9,11 +9,21 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
+from ssl_diffusion.data.pipeline import RandomAccess
+from ssl_diffusion.data.records import Records
+
 MEASURED = 1024
 """Held-out patches measured, at most: more would tell no more and need not fit in memory."""
 
 Batch = dict[str, Array | np.ndarray]
 """Record fields by name, each with the batch as its first axis."""
+
+@runtime_checkable
+class Examples(RandomAccess, Protocol):
+    """What a task trains on: random access, and where an example comes from, in words."""
+
+    def place(self, index: int) -> str: ...
+
 
 Terms = dict[str, Float[Array, "b *n"]]
 """Further figures of each example, by name; NaN where one does not apply to an example.
@@ -33,6 +43,10 @@ class Task(Protocol):
 
     fields: tuple[str, ...]
     frozen: dict[str, PyTree]
+
+    def examples(self, records: Records, split: str) -> Examples:
+        """What is learned from a split: its records, unless a task makes something of them."""
+        return records.source(split, self.fields, raw=True)
 
     def batch(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a batch of `count` examples, as the records hold them."""

@@ -1,0 +1,75 @@
+"""Classes of cells where nobody has drawn any: clusters of their embeddings."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ssl_diffusion.errors import InputError
+
+MOST = 50_000  # embeddings of a class that centres are fitted to
+
+# Of the classes of a label map, told apart by eye (Kelly's and Tableau's, mixed); further ones are
+# drawn. No black and no white: those are what people fill a picture with.
+COLOURS = (
+    "#e6194b #3cb44b #4363d8 #f58231 #911eb4 #46f0f0 #f032e6 #bcf60c #fabebe #008080 #e6beff "
+    "#9a6324 #fffac8 #800000 #aaffc3 #808000 #ffd8b1 #000075 #808080 #ffe119"
+).split()
+
+
+def fit_clusters(
+    embedding: Float[np.ndarray, "n tokens dim"],
+    label: Int[np.ndarray, " n"],
+    classes: tuple[str, ...],
+    count: int,
+    seed: int,
+) -> tuple[tuple[str, ...], Float[np.ndarray, "m d"]]:
+    """(names, centres) of `count` clusters of each class, found by k-means of unit vectors.
+
+    Named "CLASS 0" and following, the largest first; "cell 0" where there are no classes. Raises
+    InputError where a class has fewer embeddings than clusters.
+    """
+    from sklearn.cluster import KMeans  # takes a second to import
+
+    unit = _unit(embedding.reshape(len(embedding), -1).astype(np.float32))
+    groups = {name: label == index for index, name in enumerate(classes)}
+    names: list[str] = []
+    centres: list[np.ndarray] = []
+    for name, own in (groups or {"cell": np.ones(len(unit), bool)}).items():
+        if not own.any():
+            continue  # a class of which there is nothing
+        members = unit[own]
+        if len(members) < count:
+            raise InputError(
+                f"{len(members)} training patches of {name!r} for {count} clusters; expected more: "
+                "set config.model.label_map.clusters lower"
+            )
+        members = members[np.linspace(0, len(members) - 1, min(MOST, len(members))).astype(int)]
+        found = KMeans(count, n_init=4, random_state=seed).fit(members)
+        largest_first = np.argsort(-np.bincount(found.labels_, minlength=count), kind="stable")
+        names += [f"{name} {number}" for number in range(count)]
+        centres += list(found.cluster_centers_[largest_first])
+    return tuple(names), np.stack(centres).astype(np.float32)
+
+
+def nearest_cluster(
+    embedding: Float[np.ndarray, "*n tokens dim"], centres: Float[np.ndarray, "m d"]
+) -> Int[np.ndarray, "*n"]:
+    """Index of the nearest centre of each embedding."""
+    unit = _unit(np.asarray(embedding, np.float32).reshape(*embedding.shape[:-2], -1))
+    # |u - c|^2 without u's own square, which is the same for all centres.
+    distance = np.sum(centres**2, -1) - 2 * unit @ centres.T
+    return distance.argmin(-1)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def colours(count: int) -> list[str]:
+    """So many colours, as "#rrggbb", all different."""
+    rng = np.random.default_rng(0)
+    found = list(COLOURS[:count])
+    while len(found) < count:
+        drawn = "#{:02x}{:02x}{:02x}".format(*rng.integers(24, 232, 3))
+        if drawn not in found:
+            found.append(drawn)
+    return found
