@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 class GroupNorm(nn.Module):
@@ -140,7 +140,8 @@ def pooled(embed: "Dense", context: Context) -> Float[Array, "b e"]:
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017) of `x` to `context`, or to itself without one.
 
-    The output has the width of `x`, which `heads` must divide. Softmax is float32.
+    The output has the width of `x`, which `heads` must divide. Softmax is float32. Where `mask` is
+    False a token may not be attended to; every token must have one that it may attend to.
     """
 
     heads: int
@@ -151,7 +152,10 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n c"], context: Array | Projected | None = None
+        self,
+        x: Float[Array, "b n c"],
+        context: Array | Projected | None = None,
+        mask: Bool[Array, "b n m"] | Bool[Array, "b 1 m"] | None = None,
     ) -> Float[Array, "b n c"]:
         width = x.shape[-1]
         dense = partial(Dense, width, dtype=self.dtype)
@@ -175,6 +179,8 @@ class Attention(nn.Module):
         q = self._split(q * (width // self.heads) ** -0.5)
         k, v = self._split(k), self._split(v)
         logits = jnp.einsum("bhnf,bhmf->bhnm", q, k, preferred_element_type=jnp.float32)
+        if mask is not None:
+            logits = jnp.where(mask[:, None], logits, -jnp.inf)
         weights = nn.softmax(logits).astype(v.dtype)
         y = jnp.einsum("bhnm,bhmf->bhnf", weights, v)
         return to_out(y.swapaxes(1, 2).reshape(x.shape))

@@ -25,6 +25,7 @@ NEEDED = {  # fields of model.json, by kind of model
     + ("sampling",),
     "autoencoder": ("architecture", "latent"),
     "encoder": ("architecture", "image_size", "mean", "std", "embedding", "augmentation"),
+    "text_encoder": ("architecture", "max_tokens", "embedding"),
 }
 
 
