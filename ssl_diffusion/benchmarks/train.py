@@ -172,7 +172,7 @@ def _case(config: ConfigDict, dtype: str, batch: int) -> tuple[ConfigDict, Task]
 
 def _source(folder: str, task: Task, largest: int) -> Source:
     """The training split; InputError if it is not what the task reads, or has too few records."""
-    source = task.examples(open_records(folder), "train")
+    source = open_records(folder).source("train", task.fields, raw=True)
     expected = {name: [*one.shape[1:]] for name, one in task.batch(1).items()}
     found = {name: [*value.shape] for name, value in source[0].items()}
     if found != expected:

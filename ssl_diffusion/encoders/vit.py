@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.layers import MLP, Attention, GroupNorm, SwiGLU
@@ -19,14 +19,22 @@ from ssl_diffusion.models.layers import MLP, Attention, GroupNorm, SwiGLU
 CHOICES = {
     "stem": ("patch", "conv"),
     "pooling": ("class", "mean"),
-    "mlp": ("gelu", "swiglu"),
+    "mlp": ("gelu", "quick_gelu", "swiglu"),
     "prefix_positions": ("none", "class", "all"),
     "resize": ("bicubic", "offset", "antialias"),
+}
+ACTIVATIONS = {  # of an MLP without gates
+    "gelu": partial(nn.gelu, approximate=False),
+    # Hendrycks & Gimpel 2016 (arXiv 1606.08415), sec. 2: x sigmoid(1.702 x). CLIP uses it.
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each added to its input, with LayerScale channel by channel."""
+    """Pre-norm attention and MLP, each added to its input, with LayerScale channel by channel.
+
+    `mask` as `Attention` takes it.
+    """
 
     heads: int
     mlp_ratio: float
@@ -36,7 +44,9 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+    def __call__(
+        self, x: Float[Array, "b n c"], mask: Bool[Array, "b n n"] | None = None
+    ) -> Float[Array, "b n c"]:
         width = x.shape[-1]
         hidden = round(width * self.mlp_ratio)
         norm = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
@@ -44,9 +54,8 @@ class Block(nn.Module):
         if self.mlp == "swiglu":
             mlp = SwiGLU(hidden, dtype=self.dtype, name="mlp")
         else:
-            gelu = partial(nn.gelu, approximate=False)
-            mlp = MLP(hidden, width, gelu, dtype=self.dtype, name="mlp")
-        x = x + self._scaled(attention(norm(name="norm1")(x)), "layer_scale1")
+            mlp = MLP(hidden, width, ACTIVATIONS[self.mlp], dtype=self.dtype, name="mlp")
+        x = x + self._scaled(attention(norm(name="norm1")(x), mask=mask), "layer_scale1")
         return x + self._scaled(mlp(norm(name="norm2")(x)), "layer_scale2")
 
     def _scaled(self, x: Float[Array, "b n c"], name: str) -> Float[Array, "b n c"]:
@@ -67,7 +76,7 @@ class ViT(nn.Module):
       mlp_ratio: hidden features of the MLP over `width`.
       pooling: "class" gives the class token after the last norm, "mean" the mean of the patch
         tokens (there is no class token then).
-      mlp: "gelu", or "swiglu" with as many gates as hidden features.
+      mlp: "gelu", "quick_gelu", or "swiglu" with as many gates as hidden features.
       layer_scale: whether every residual branch is multiplied by a learned vector.
       registers: how many learned tokens stand between the class token and the patches.
       prefix_positions: which of the tokens before the patches have a learned position besides:

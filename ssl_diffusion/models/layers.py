@@ -141,7 +141,7 @@ class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017) of `x` to `context`, or to itself without one.
 
     The output has the width of `x`, which `heads` must divide. Softmax is float32. Where `mask` is
-    false nothing is attended to; each row of it needs one true.
+    False a token may not be attended to; every token must have one that it may attend to.
     """
 
     heads: int

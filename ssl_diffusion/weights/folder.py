@@ -27,6 +27,7 @@ NEEDED = {  # fields of model.json, by kind of model
     "encoder": ("architecture", "image_size", "mean", "std", "embedding", "augmentation"),
     "prior": ("architecture", "conditioner", "components", "window", "embedding", "patch_px")
     + ("encoder_sha256", "mpp", "conditions", "diffusion", "sampling"),
+    "text_encoder": ("architecture", "max_tokens", "embedding"),
 }
 
 

@@ -12,8 +12,9 @@ from ssl_diffusion.weights.importers.diffusers import import_diffusers
 from ssl_diffusion.weights.importers.ldm import import_ldm
 from ssl_diffusion.weights.importers.settings import Settings, check_settings, read_config
 from ssl_diffusion.weights.importers.swin import import_swin
+from ssl_diffusion.weights.importers.text import import_text
 from ssl_diffusion.weights.importers.vit import import_vit
-from ssl_diffusion.weights.layouts import swin
+from ssl_diffusion.weights.layouts import swin, text
 from ssl_diffusion.weights.layouts.vit_names import recognise
 from ssl_diffusion.weights.reader import Imported
 from ssl_diffusion.weights.tensor_files import open_tensors
@@ -23,6 +24,7 @@ IMPORTERS = {
     "diffusers": import_diffusers,
     "vit": import_vit,
     "swin": import_swin,
+    "text": import_text,
 }
 
 
@@ -48,6 +50,8 @@ def write_imported(model: Imported, folder: Path, settings: Settings, dtype: str
         write_model(temporary, model.spec, model.params, dtype=dtype)
         for name, part in model.parts.items():
             write_model(temporary / name, part.spec, part.params, dtype=dtype)
+        for name, content in model.files.items():
+            (temporary / name).write_text(content, encoding="utf-8")
         if settings.encoder:
             copy_model(settings.encoder, temporary / "encoder")
 
@@ -64,6 +68,8 @@ def _recognise(path: Path) -> str:
         return "ldm"
     if swin.recognise(names):
         return "swin"
+    if text.recognise(names):
+        return "text"
     if recognise(names):
         return "vit"
     some = ", ".join(sorted(names)[:3])

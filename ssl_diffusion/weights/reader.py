@@ -15,6 +15,7 @@ from flax import traverse_util
 from jaxtyping import PyTree
 
 from ssl_diffusion.encoders.build import build_encoder
+from ssl_diffusion.encoders.text_networks import build_text_network
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.autoencoder import Autoencoder
 from ssl_diffusion.models.build import build, build_conditioner, build_network
@@ -23,11 +24,15 @@ from ssl_diffusion.weights.naming import Naming, to_ours
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """A model folder to be: content of model.json, parameters (views), models it needs by name."""
+    """A model folder to be: content of model.json, parameters (views), models it needs by name.
+
+    `files` are what else it holds: name and text.
+    """
 
     spec: dict[str, Any]
     params: PyTree
     parts: dict[str, "Imported"] = dataclasses.field(default_factory=dict)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Reader:
@@ -93,6 +98,12 @@ def encoder_shapes(architecture: Mapping[str, Any]) -> PyTree:
     """Shapes of an SSL encoder's parameters; they do not depend on the size of its images."""
     network = build_encoder(architecture)
     return _shapes(network, jnp.zeros((1, network.size_step, network.size_step, 3)))
+
+
+def text_encoder_shapes(architecture: Mapping[str, Any]) -> PyTree:
+    """Shapes of a text encoder's parameters; they do not depend on the length of its texts."""
+    network = build_text_network(architecture)
+    return _shapes(network, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 
 
 def _shapes(network: nn.Module, *inputs: Any) -> PyTree:

@@ -10,7 +10,9 @@ from jaxtyping import PyTree
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.weights.naming import Naming, to_ours
 
-_WRAPPER = r"(?:module|backbone|teacher|student|model|encoder|vit|dinov2|dinov2_with_registers)\."
+_WRAPPER = (
+    r"(?:module|backbone|teacher|student|model|encoder|vit|dinov2|dinov2_with_registers|bert)\."
+)
 # Tensors beside the encoder that an embedding does not need.
 _COMPANIONS = (
     r"(head|head_dist|dino_head|ibot_head|mlp_head|classifier|pooler|decoder|fc|projector|predictor"
