@@ -138,7 +138,7 @@ def open_grids(records: Records, window: int, splits: Sequence[str] = SPLITS) ->
         for split, arrays in columns.items()
     }
     first = next(iter(grids.values()))
-    if window > 1 and not any((first.patches(index) >= 0).sum() > 1 for index in first.order):
+    if window > 1 and not any((first.patches(i) >= 0).sum() > 1 for i in range(len(first))):
         raise InputError(
             f"{first.name}: no patch has a neighbour {first.spacing_px} px away, so there are no "
             "grids but of one cell; prepare the records with a stride_px that divides patch_px, or "

@@ -11,7 +11,7 @@ from ssl_diffusion.models.layers import MLP
 
 KINDS = ("label", "text", "vector", "label_map")
 
-Conditions = Mapping[str, Float[Array, "b n"] | Int[Array, "b h w"]]
+Conditions = Mapping[str, Float[Array, "b _"] | Int[Array, "b _ _"]]
 """By kind, of those that a prior has:
 
     label      [b, classes]  share of each class in the grid
@@ -24,7 +24,7 @@ Conditions = Mapping[str, Float[Array, "b n"] | Int[Array, "b h w"]]
 class GridConditioner(nn.Module):
     """`apply({"params": p}, conditions, given) -> {"tokens": [b m width], "cells": [b h w width]}`.
 
-    `given` says which of `kinds`, in their order, an example has; of the others nothing is looked at.
+    `given` says which of `kinds`, in their order, an example has; nothing else is looked at.
     Each kind has an encoder of its own and its own token, or a learned one where it is not given; a
     label map becomes what is added to each cell ("cells", left out where the prior has no maps).
     One more token is always the same. A field of 0 is a kind that the prior has not.
@@ -70,5 +70,7 @@ class GridConditioner(nn.Module):
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of condition that it knows."""
-        sizes = dict(zip(KINDS, (self.classes, self.text, self.vector, self.map_classes), strict=True))
+        sizes = dict(
+            zip(KINDS, (self.classes, self.text, self.vector, self.map_classes), strict=True)
+        )
         return tuple(kind for kind, size in sizes.items() if size)

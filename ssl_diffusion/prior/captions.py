@@ -66,7 +66,9 @@ def choose(
             *(captions.get(map_classes[cell], ()) if cell >= 0 else ()),
             *([texts[text]] if text >= 0 else ()),
         ]
-        rows.append([numbers.setdefault(sentence, len(numbers)) for sentence in dict.fromkeys(said)])
+        rows.append(
+            [numbers.setdefault(sentence, len(numbers)) for sentence in dict.fromkeys(said)]
+        )
     most = max(1, *map(len, rows))
     table = np.array([np.resize(row or [0], most) for row in rows])
     counts = np.array([len(row) for row in rows])

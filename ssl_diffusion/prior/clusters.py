@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 
 from ssl_diffusion.errors import InputError
 
+NO_CLASS = -1  # owner of the clusters of records without labels
 MOST = 50_000  # embeddings of a class that centres are fitted to
 
 # Of the classes of a label map, told apart by eye (Kelly's and Tableau's, mixed); further ones are
@@ -21,8 +22,8 @@ def fit_clusters(
     classes: tuple[str, ...],
     count: int,
     seed: int,
-) -> tuple[tuple[str, ...], Float[np.ndarray, "m d"]]:
-    """(names, centres) of `count` clusters of each class, found by k-means of unit vectors.
+) -> tuple[tuple[str, ...], Float[np.ndarray, "m d"], Int[np.ndarray, " m"]]:
+    """(names, centres, classes) of `count` clusters of each class, by k-means of unit vectors.
 
     Named "CLASS 0" and following, the largest first; "cell 0" where there are no classes. Raises
     InputError where a class has fewer embeddings than clusters.
@@ -30,10 +31,12 @@ def fit_clusters(
     from sklearn.cluster import KMeans  # takes a second to import
 
     unit = _unit(embedding.reshape(len(embedding), -1).astype(np.float32))
-    groups = {name: label == index for index, name in enumerate(classes)}
+    groups = {index: (name, label == index) for index, name in enumerate(classes)}
     names: list[str] = []
     centres: list[np.ndarray] = []
-    for name, own in (groups or {"cell": np.ones(len(unit), bool)}).items():
+    owners: list[int] = []
+    groups = groups or {NO_CLASS: ("cell", np.ones(len(unit), bool))}
+    for owner, (name, own) in groups.items():
         if not own.any():
             continue  # a class of which there is nothing
         members = unit[own]
@@ -45,19 +48,29 @@ def fit_clusters(
         members = members[np.linspace(0, len(members) - 1, min(MOST, len(members))).astype(int)]
         found = KMeans(count, n_init=4, random_state=seed).fit(members)
         largest_first = np.argsort(-np.bincount(found.labels_, minlength=count), kind="stable")
+        owners += [owner] * count
         names += [f"{name} {number}" for number in range(count)]
         centres += list(found.cluster_centers_[largest_first])
-    return tuple(names), np.stack(centres).astype(np.float32)
+    return tuple(names), np.stack(centres).astype(np.float32), np.array(owners)
 
 
 def nearest_cluster(
-    embedding: Float[np.ndarray, "*n tokens dim"], centres: Float[np.ndarray, "m d"]
+    embedding: Float[np.ndarray, "*n tokens dim"],
+    centres: Float[np.ndarray, "m d"],
+    label: Int[np.ndarray, "*n"] | None = None,
+    owner: Int[np.ndarray, " m"] | None = None,
 ) -> Int[np.ndarray, "*n"]:
-    """Index of the nearest centre of each embedding."""
+    """Index of the nearest centre of each embedding.
+
+    With `label`, the nearest of the centres whose `owner` is that label, or -1 if it has none.
+    """
     unit = _unit(np.asarray(embedding, np.float32).reshape(*embedding.shape[:-2], -1))
     # |u - c|^2 without u's own square, which is the same for all centres.
     distance = np.sum(centres**2, -1) - 2 * unit @ centres.T
-    return distance.argmin(-1)
+    if label is None or owner is None:
+        return distance.argmin(-1)
+    distance = np.where(owner == label[..., None], distance, np.inf)
+    return np.where(np.isfinite(distance).any(-1), distance.argmin(-1), -1)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -111,9 +111,8 @@ class Prior:
         kinds = self.conditioner.kinds
         given = jnp.array([[kind in conditions for kind in kinds]], bool).reshape(1, len(kinds))
         nothing = empty_conditions(self.conditioner, 1, shape)
-        return _condition(
-            self.conditioner, self.params["conditioner"], nothing | dict(conditions), given
-        )
+        said = {kind: jnp.asarray(array) for kind, array in conditions.items()}
+        return _condition(self.conditioner, self.params["conditioner"], nothing | said, given)
 
     def _embed(self, text: str) -> np.ndarray:
         told = self.spec["conditions"]["text"]
@@ -134,16 +133,16 @@ def _condition(conditioner: GridConditioner, params: PyTree, conditions: PyTree,
 
 def empty_conditions(
     conditioner: GridConditioner, count: int, shape: tuple[int, int]
-) -> dict[str, np.ndarray]:
+) -> dict[str, Array]:
     """Conditions of `count` examples of [rows, cols] cells that say nothing, of every kind."""
     widths = {"label": conditioner.classes, "text": conditioner.text, "vector": conditioner.vector}
     empty = {
-        kind: np.zeros((count, width), np.float32)
+        kind: jnp.zeros((count, width))
         for kind, width in widths.items()
         if kind in conditioner.kinds
     }
     if "label_map" in conditioner.kinds:
-        empty["label_map"] = np.full((count, *shape), -1, np.int32)
+        empty["label_map"] = jnp.full((count, *shape), -1)
     return empty
 
 

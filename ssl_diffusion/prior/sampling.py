@@ -24,7 +24,8 @@ from ssl_diffusion.stitching.schemes import Layout, make_scheme
 from ssl_diffusion.stitching.settings import SEEDS
 
 Progress = Callable[[Iterable], Iterable]
-Grid = Float[np.ndarray, "rows cols tokens dim"]
+Grid = Float[np.ndarray, "grid_rows grid_cols grid_tokens grid_dim"]
+Mask = Bool[np.ndarray, "mask_rows mask_cols"]
 
 CELLS_AT_ONCE = 4096  # of small grids that are sampled together: bounds the memory
 WINDOW_BATCH = 16  # windows of a large grid that are denoised together
@@ -40,7 +41,7 @@ def sample_grids(
     samples: int = 1,
     seed: int = 0,
     sampling: Sampling | None = None,
-    keep: tuple[Grid, Bool[np.ndarray, "rows cols"]] | None = None,
+    keep: tuple[Grid, Mask] | None = None,
     start: tuple[Grid, float] | None = None,
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "{samples} {rows} {cols} tokens dim"]:
@@ -108,7 +109,7 @@ class _Work:
     cols: int
     seed: int
     sampling: Sampling
-    keep: tuple[Grid, np.ndarray] | None
+    keep: tuple[Grid, Mask] | None
     start: tuple[Grid, float] | None
 
     @property
@@ -170,14 +171,16 @@ class _Work:
         )
         if not self.fits:
             tiles, layout, context = self._windows()
+        if self.keep:
+            known = self._white(self.keep[0])[None]
+            anew = jnp.asarray(self._padded(self.keep[1], True))[None, ..., None]
 
         def at(evaluation: int) -> tuple[Denoiser, PyTree]:
             denoise = denoisers[evaluation]
             if not self.fits:
                 denoise = stitched_denoiser(denoise, schedule, tiles, layout.step)
             if self.keep:
-                mask = self._padded(self.keep[1], True)[None, ..., None]
-                denoise = keep_known(denoise, schedule, self._white(self.keep[0])[None], mask)
+                denoise = keep_known(denoise, schedule, known, anew)
             return denoise, context
 
         x = noise(START)

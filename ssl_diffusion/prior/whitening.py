@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from ssl_diffusion.errors import InputError
 
+Either = Array | np.ndarray
 SMALLEST = 1e-5  # variance of a component, over the largest: what is below is float16's rounding
 
 
@@ -19,18 +20,18 @@ class Whitening(NamedTuple):
       colour: [k, d] embedding = mean + white @ colour.
     """
 
-    mean: Float[Array | np.ndarray, " d"]
-    whiten: Float[Array | np.ndarray, "d k"]
-    colour: Float[Array | np.ndarray, "k d"]
+    mean: Float[Either, " d"]
+    whiten: Float[Either, "d k"]
+    colour: Float[Either, "k d"]
 
-    def to_white(self, embedding: Float[Array, "*n tokens dim"]) -> Float[Array, "*n k"]:
+    def to_white(self, embedding: Float[Either, "*n tokens dim"]) -> Float[Either, "*n k"]:
         """White components of embeddings."""
         flat = embedding.reshape(*embedding.shape[:-2], -1)
         return (flat - self.mean) @ self.whiten
 
     def to_embedding(
-        self, white: Float[Array, "*n k"], tokens: int
-    ) -> Float[Array, "*n {tokens} dim"]:
+        self, white: Float[Either, "*n k"], tokens: int
+    ) -> Float[Either, "*n {tokens} dim"]:
         """Embeddings of white components."""
         flat = self.mean + white @ self.colour
         return flat.reshape(*flat.shape[:-1], tokens, -1)

@@ -18,6 +18,7 @@ MEASURED = 1024
 Batch = dict[str, Array | np.ndarray]
 """Record fields by name, each with the batch as its first axis."""
 
+
 @runtime_checkable
 class Examples(RandomAccess, Protocol):
     """What a task trains on: random access, and where an example comes from, in words."""

@@ -94,7 +94,7 @@ class GridConditions:
     def _add_label_map(self, settings: ConfigDict) -> None:
         if settings.clusters:
             train = self.grids["train"]
-            names, centres = fit_clusters(
+            names, centres, owner = fit_clusters(
                 train.embedding,
                 self._fact("label", "train"),
                 self.classes,
@@ -103,7 +103,7 @@ class GridConditions:
             )
             self.params["clusters"] = centres
             cells = {
-                split: nearest_cluster(grids.embedding, centres)
+                split: nearest_cluster(grids.embedding, centres, self._fact("label", split), owner)
                 for split, grids in self.grids.items()
             }
         else:

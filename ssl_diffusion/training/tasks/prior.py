@@ -219,11 +219,11 @@ class PriorTask(Task):
         count = len(examples)
 
         @jax.jit
-        def losses(batch: Batch, first: Array, draw: Array) -> dict[str, Array]:
-            keys = jax.vmap(jax.random.split)(example_keys(draw, first, MEASURED_CHUNK))
+        def losses(params: PyTree, frozen: PyTree, batch: Batch, number: Array) -> dict[str, Array]:
+            keys = jax.vmap(jax.random.split)(example_keys(0, number, MEASURED_CHUNK))
             config = _without_dropout(self.config)
             conditions, given = draw_conditions(
-                self.conditioner, config, self.frozen, batch, batch["present"], keys[:, 0]
+                self.conditioner, config, frozen, batch, batch["present"], keys[:, 0]
             )
             other = jax.tree.map(lambda rows: jnp.roll(rows, MEASURED_CHUNK // 2, 0), conditions)
             cases = {
@@ -232,7 +232,7 @@ class PriorTask(Task):
                 "shuffled": (other, given),
             }
             return {
-                name: self._loss(params, self.frozen, batch, batch["present"], *case, keys[:, 1])
+                name: self._loss(params, frozen, batch, batch["present"], *case, keys[:, 1])
                 for name, case in cases.items()
             }
 
@@ -243,7 +243,8 @@ class PriorTask(Task):
             rows = order[np.minimum(np.arange(first, first + MEASURED_CHUNK), count - 1)]
             batch = {name: np.stack([examples[row][name] for row in rows]) for name in self.fields}
             for draw in range(MEASURED_DRAWS):
-                for name, values in losses(batch, np.uint32(first), np.uint32(draw)).items():
+                number = np.uint32(first + draw * count)  # of other noise at every draw
+                for name, values in losses(params, self.frozen, batch, number).items():
                     found.setdefault(name, []).append(np.asarray(values)[: count - first])
         means = {f"held_out_{name}": float(np.mean(np.concatenate(v))) for name, v in found.items()}
         return means | {"variance_kept": self.variance_kept}
