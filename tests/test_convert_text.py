@@ -179,9 +179,13 @@ SIDE_FILES = {
 @pytest.mark.parametrize("what", SIDE_FILES)
 def test_side_files_that_do_not_fit_are_refused(what, tmp_path):
     layout, change, message = SIDE_FILES[what]
-    change(text_folder(tmp_path, layout))
+    folder = text_folder(tmp_path / "in", layout)
+    change(folder)
     with pytest.raises(InputError, match=message):
-        load_text_encoder(tmp_path)
+        load_text_encoder(folder)
+    with pytest.raises(InputError, match=message):
+        convert(folder, tmp_path / "out", layout="text")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_what_tells_the_architecture_may_not_be_missing(tmp_path):
