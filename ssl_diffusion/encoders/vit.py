@@ -19,7 +19,7 @@ from ssl_diffusion.models.layers import MLP, Attention, GroupNorm, SwiGLU
 CHOICES = {
     "stem": ("patch", "conv"),
     "pooling": ("class", "mean"),
-    "mlp": ("gelu", "quick_gelu", "swiglu"),
+    "mlp": ("gelu", "swiglu"),
     "prefix_positions": ("none", "class", "all"),
     "resize": ("bicubic", "offset", "antialias"),
 }
@@ -76,7 +76,7 @@ class ViT(nn.Module):
       mlp_ratio: hidden features of the MLP over `width`.
       pooling: "class" gives the class token after the last norm, "mean" the mean of the patch
         tokens (there is no class token then).
-      mlp: "gelu", "quick_gelu", or "swiglu" with as many gates as hidden features.
+      mlp: "gelu", or "swiglu" with as many gates as hidden features.
       layer_scale: whether every residual branch is multiplied by a learned vector.
       registers: how many learned tokens stand between the class token and the patches.
       prefix_positions: which of the tokens before the patches have a learned position besides:

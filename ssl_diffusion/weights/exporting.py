@@ -9,12 +9,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ssl_diffusion.diffusion.schedule import make_betas
+from ssl_diffusion.encoders.tokenizer import TOKENIZER
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.files import replacing
+from ssl_diffusion.files import read_json, replacing
 from ssl_diffusion.models.autoencoder import Autoencoder
 from ssl_diffusion.models.build import build
 from ssl_diffusion.weights.folder import SPEC, kind_of, read_params, read_spec
-from ssl_diffusion.weights.layouts import diffusers, ldm, swin, vit
+from ssl_diffusion.weights.layouts import diffusers, ldm, swin, text, vit
 from ssl_diffusion.weights.layouts.vit_config import vit_config
 from ssl_diffusion.weights.naming import Naming, to_published
 from ssl_diffusion.weights.reader import (
@@ -22,6 +23,7 @@ from ssl_diffusion.weights.reader import (
     conditioner_shapes,
     encoder_shapes,
     network_shapes,
+    text_encoder_shapes,
 )
 from ssl_diffusion.weights.safetensors_file import write_tensors
 
@@ -34,16 +36,21 @@ def export(folder: Path, output: Path) -> None:
     """Writes a model folder in the layout it came from, or that suits its network.
 
     A U-Net with its first stage is one .safetensors with the names of an LDM checkpoint; a DiT is a
-    diffusers folder; an SSL encoder a folder of model.safetensors and config.json. Raises
-    InputError for a model that the layout cannot hold.
+    diffusers folder; an SSL encoder a folder of model.safetensors and config.json, a text encoder
+    one with a tokenizer.json besides. Raises InputError for a model that the layout cannot hold.
     """
     if output.exists():
         raise InputError(f"--output={output} is there already; give a new name")
     kind = kind_of(folder)
-    if kind not in ("denoiser", "autoencoder", "encoder"):
+    exporters = {
+        "denoiser": _denoiser,
+        "autoencoder": _autoencoder,
+        "encoder": _encoder,
+        "text_encoder": _text_encoder,
+    }
+    if kind not in exporters:
         raise InputError(f"{folder / SPEC} has kind {kind!r}; expected a model folder")
     spec = read_spec(folder, kind)
-    exporters = {"denoiser": _denoiser, "autoencoder": _autoencoder, "encoder": _encoder}
     files = exporters[kind](folder, spec)
     one = len(files) == 1
     if one != (output.suffix == ".safetensors"):
@@ -171,6 +178,20 @@ def _encoder(folder: Path, spec: Mapping[str, Any]) -> Files:
             "image_std": spec["std"],
             "size": {"height": spec["image_size"], "width": spec["image_size"]},
         }
+    return files
+
+
+def _text_encoder(folder: Path, spec: Mapping[str, Any]) -> Files:
+    """As transformers has it; BERT with the files by which sentence-transformers pools it."""
+    architecture = spec["architecture"]
+    params = read_params(folder, text_encoder_shapes(architecture))
+    files = {
+        "config.json": spec["source"]["config"],
+        "model.safetensors": text.write(architecture, params),
+        TOKENIZER: read_json(folder / TOKENIZER, "tokenizer"),
+    }
+    if architecture["name"] == "bert":
+        files |= text.sentence_transformers(spec)
     return files
 
 

