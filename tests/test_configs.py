@@ -29,7 +29,7 @@ from ssl_diffusion.weights.model import load_model
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 NETWORKS = {"pancancer": ["dit"]} | dict.fromkeys(
-    ("demo_autoencoder", "demo_encoder", "ssl_pretrain"), [""]
+    ("bracs_prior", "demo_autoencoder", "demo_encoder", "demo_prior", "ssl_pretrain"), [""]
 )
 PUBLISHED = [name for name in NAMES if name != "demo" and NETWORKS.get(name) != [""]]
 CASES = [(name, network) for name in NAMES for network in NETWORKS.get(name, ["unet", "dit"])]
@@ -68,9 +68,10 @@ def task_of(settings: str) -> tuple[Task, int]:
 
 
 def built(config: ConfigDict) -> tuple[Task, int]:
-    kept = ("task", "accumulation", "model", "diffusion", "objective", "sampling")
+    kept = ("task", "accumulation", "model", "diffusion", "objective", "sampling", "conditions")
     settings = {name: config[name] for name in kept if name in config}
     data = ("patch_px", "embedding", "latent", "input", "posterior", "patch_tokens", "tokens")
+    data += ("window", "full_grids", "balance", "mix")
     settings["data"] = {name: config.data[name] for name in data if name in config.data}
     return task_of(ConfigDict(settings).to_json(sort_keys=True))
 

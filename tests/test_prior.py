@@ -3,7 +3,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load_config
@@ -23,7 +22,7 @@ LABEL = {"label": {"size": 2, "dropout": 0.1}}
 CELLS = {"label_map": {"size": 2, "dropout": 0.5, "partial": 0.3, "clusters": 0}}
 
 
-def config_for(records, conditions, steps=400):
+def config_for(records, conditions, steps=1500):
     config = load_config("demo_prior")
     config.data.update({"dir": str(records), "window": WINDOW, "encoder": "", "autoencoder": ""})
     config.data.patch_px = 8
@@ -32,7 +31,7 @@ def config_for(records, conditions, steps=400):
     config.model.components = DIM
     config.conditions = conditions
     config.steps, config.batch_size = steps, 64
-    config.log_every, config.checkpoint_every, config.sample_every = 50, steps, steps
+    config.log_every, config.checkpoint_every, config.sample_every = 100, steps, steps
     config.optimizer.warmup_steps, config.optimizer.learning_rate = 20, 5e-3
     config.sampling.stride, config.sampling.steps, config.sampling.guidance = 1, 20, 1.0
     return config
@@ -84,7 +83,7 @@ def test_its_folder_tells_what_it_can_be_asked(trained):
     assert spec["conditions"]["label"] == {"classes": [*MEANS]}
     colours = spec["conditions"]["label_map"]["colours"]
     assert len(colours) == len({*colours}) == 2
-    assert spec["trained"]["steps"] == 400 and spec["patch_px"] == 8
+    assert spec["trained"]["steps"] == 1500 and spec["patch_px"] == 8
 
 
 def test_a_cell_that_is_not_present_changes_nothing(gaussian):
