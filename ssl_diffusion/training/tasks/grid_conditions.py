@@ -121,6 +121,7 @@ class GridConditions:
         self.spec["label_map"] = {
             "classes": list(self.map_classes),
             "colours": colours(len(names)),
+            "clusters": settings.clusters,
         }
 
     def _add_vector(self, settings: ConfigDict) -> None:
