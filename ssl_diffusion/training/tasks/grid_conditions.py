@@ -92,6 +92,7 @@ class GridConditions:
         self.spec["label"] = {"classes": list(self.classes)}
 
     def _add_label_map(self, settings: ConfigDict) -> None:
+        owner = np.arange(len(self.classes))
         if settings.clusters:
             train = self.grids["train"]
             names, centres, owner = fit_clusters(
@@ -121,6 +122,7 @@ class GridConditions:
         self.spec["label_map"] = {
             "classes": list(self.map_classes),
             "colours": colours(len(names)),
+            "labels": owner.tolist(),  # the label of which each class is a part
             "clusters": settings.clusters,
         }
 
