@@ -1,0 +1,147 @@
+"""All measures of one set of sampled grids, and how well the sets show what was asked for."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from ssl_diffusion.evaluation.coherence import Coherence, coherence, coherence_gap
+from ssl_diffusion.evaluation.diversity import diversity
+from ssl_diffusion.evaluation.grid_frechet import frechet_numbers
+from ssl_diffusion.evaluation.grids import Basis, GridSet
+from ssl_diffusion.evaluation.probe import Probe, told, within_grids
+from ssl_diffusion.evaluation.real_grids import RealGrids
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """Samples of one condition, and the real grids that they are compared with.
+
+    name            of the condition, for people
+    kind            "none", "label", "text" or "label_map"
+    grids           the samples
+    asked           class of each cell that was asked for, as the prior numbers those of the kind
+                    (of a text: the label's); -1 where nothing was
+    train, held_out real grids of the same condition
+    """
+
+    name: str
+    kind: str
+    grids: GridSet
+    asked: Int[np.ndarray, "n rows cols"]
+    train: GridSet
+    held_out: GridSet
+
+    @property
+    def comparable(self) -> bool:
+        """Whether there are enough real grids of this condition to compare with."""
+        return len(self.train) > 1 and len(self.held_out) > 1
+
+
+def set_numbers(sampled: Sampled, basis: Basis) -> tuple[dict[str, Any], dict[str, Coherence]]:
+    """(sections frechet, coherence and diversity of the report, the curves to draw).
+
+    All is seen from the mean of the real training cells of the same condition. The controls: real
+    held-out grids (the best that can be expected), and their cells shuffled across grids.
+    """
+    centre = sampled.train.flat().mean(axis=0, dtype=np.float64)
+    real = coherence(sampled.train, centre, seed=1)
+    curves = {
+        "samples": coherence(sampled.grids, centre, seed=2),
+        "held_out": coherence(sampled.held_out, centre, seed=3),
+        "shuffled": coherence(sampled.held_out.shuffled(), centre, seed=4),
+    }
+    numbers: dict[str, Any] = {
+        "samples": len(sampled.grids),
+        "train": len(sampled.train),
+        "held_out": len(sampled.held_out),
+        "frechet": frechet_numbers(sampled.grids, sampled.held_out, sampled.train, basis),
+        "coherence": {name: curve.numbers() for name, curve in curves.items()},
+        "coherence_gap": {
+            name: dataclasses.asdict(coherence_gap(curve, real)) for name, curve in curves.items()
+        },
+        "diversity": {
+            name: dataclasses.asdict(diversity(grids, sampled.train, centre))
+            for name, grids in (("samples", sampled.grids), ("held_out", sampled.held_out))
+        },
+    }
+    numbers["coherence"]["train"] = real.numbers()
+    return numbers, curves | {"train": real}
+
+
+def _told_of(
+    probe: Probe,
+    samples: GridSet,
+    asked: Int[np.ndarray, "n rows cols"],
+    *,
+    held_out: GridSet,
+    held_out_classes: Int[np.ndarray, "m rows cols"],
+    unconditional: GridSet,
+) -> dict[str, Any]:
+    """Agreement of samples with what was asked for, its ceiling and what ignores it.
+
+    cells, grids     of samples: cell by cell, and by a vote of a grid's cells where one class was
+                     asked for all of them
+    held_out         real held-out cells with their own classes: what the probe can tell
+    unconditional    unconditional samples, given what was asked for in turn: a prior that ignores
+                     its condition
+    layout_ignored   the same cells of samples, each grid's map with its cells shuffled
+
+    In each stand `shuffled` and `chance` (see `probe.Told`). What cannot be counted is left out.
+    """
+    one_class = (asked == asked[:, :1, :1]).all()
+    found = probe.cells(samples)
+    parts = {"cells": (found, asked)}
+    if one_class:
+        parts["grids"] = (probe.grids(samples), asked[:, :1, :1])
+    else:
+        parts["layout_ignored"] = (found, within_grids(asked))
+    parts["held_out"] = (probe.cells(held_out), held_out_classes)
+    turns = np.resize(np.random.default_rng(0).permutation(len(asked)), len(unconditional))
+    parts["unconditional"] = (probe.cells(unconditional), asked[turns])
+    return {
+        name: dataclasses.asdict(told(found, wanted))
+        for name, (found, wanted) in parts.items()
+        if ((found >= 0) & (wanted >= 0)).any()
+    }
+
+
+def agreement(
+    sets: Sequence[Sampled],
+    classes: Mapping[str, Sequence[str]],
+    train: RealGrids,
+    held_out: RealGrids,
+) -> dict[str, Any]:
+    """The section `agreement`, by kind of condition, where there are two classes or more."""
+    probes: dict[str, Probe] = {}
+    found = {}
+    for kind in ("label", "text", "label_map"):
+        own = [one for one in sets if one.kind == kind]
+        judged = "label_map" if kind == "label_map" else "label"
+        known = train.classes[judged][train.grids.present] if own else np.array([-1])
+        if len(np.unique(known[known >= 0])) < 2:
+            continue
+        if judged not in probes:
+            probes[judged] = Probe(train.grids.flat(), known, classes[judged])
+        found[kind] = _told_of(
+            probes[judged],
+            GridSet.whole(np.concatenate([one.grids.cells for one in own])),
+            np.concatenate([one.asked for one in own]),
+            held_out=held_out.grids,
+            held_out_classes=held_out.classes[judged],
+            unconditional=next(one.grids for one in sets if one.kind == "none"),
+        )
+    return found
+
+
+def finite(value: Any) -> Any:
+    """The same with None for what is not a finite number: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
