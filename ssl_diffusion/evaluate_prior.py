@@ -3,9 +3,9 @@
 python -m ssl_diffusion.evaluate_prior --model=DIR --records=DIR --samples=64 --output=DIR \\
     --captions=held_out.json
 
-Samples without a condition, of each label, of each label's captions (JSON: label -> sentences,
-worded otherwise than in training) and of label maps of real held-out grids, as far as the prior
-was trained with them. Writes report.json, report.html (self-contained), grids.png and
+Samples without a condition, of each label, of captions (JSON: label, or class of a label map, ->
+sentences worded otherwise than in training) and of label maps of real held-out grids, as far as the
+prior was trained with them. Writes report.json, report.html (self-contained), grids.png and
 coherence.png.
 """
 
@@ -56,7 +56,7 @@ COLS = flags.DEFINE_integer(
     "cols", None, "cells of a grid; the prior's window", lower_bound=1, flag_values=FLAGS
 )
 CAPTIONS = flags.DEFINE_string(
-    "captions", None, "JSON: label -> [sentence, ...], not those of training", flag_values=FLAGS
+    "captions", None, "JSON: class -> [sentence, ...], not those of training", flag_values=FLAGS
 )
 TEXT_ENCODER = flags.DEFINE_string(
     "text_encoder", None, "its folder; as the prior says by default", flag_values=FLAGS
@@ -87,7 +87,7 @@ def main() -> None:
     sampling_seconds = time.perf_counter() - start
 
     for one in sets:
-        if not one.comparable:
+        if not one.comparable and one.kind != "cell_text":
             remarks.append(
                 f"{one.name}: {len(one.train)} training and {len(one.held_out)} held-out grids, "
                 "too few to compare samples with."
@@ -181,7 +181,7 @@ def classes_of(prior: Prior, records: Records) -> dict[str, list[str]]:
 def captions_of(
     prior: Prior, classes: Mapping[str, list[str]], remarks: list[str]
 ) -> dict[str, list[str]]:
-    """The captions of labels; those of other classes are remarked on and left out."""
+    """Sentences by label or class of a label map; that there are none is remarked."""
     takes_text = "text" in prior.spec["conditions"]
     if not CAPTIONS.value:
         if takes_text:
@@ -191,18 +191,8 @@ def captions_of(
         raise InputError(
             f"--captions={CAPTIONS.value}, but this prior was not trained with text; leave it out"
         )
-    known = [*classes["label"], *classes.get("label_map", ())]
-    captions = read_captions(CAPTIONS.value, known)
-    other = [name for name in captions if name not in classes["label"]]
-    if other:
-        remarks.append(f"Captions of {', '.join(other)} were not used: these are no labels.")
-    captions = {name: said for name, said in captions.items() if said and name not in other}
-    if not captions:
-        raise InputError(
-            f"--captions={CAPTIONS.value} has no sentence of a label; the labels are "
-            f"{', '.join(classes['label']) or 'none'}"
-        )
-    return captions
+    captions = read_captions(CAPTIONS.value, [name for names in classes.values() for name in names])
+    return {name: said for name, said in captions.items() if said}
 
 
 def add_copying(

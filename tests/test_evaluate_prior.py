@@ -24,6 +24,7 @@ CLASSES = ("tissue", "land <b>")
 CLUSTERS = tuple(f"{name} {number}" for name in CLASSES for number in (0, 1))
 CENTRES = np.eye(4, DIM, dtype=np.float32)
 CAPTIONS = {"tissue": ["a stained slide", "cells"], "land <b>": ["land from above"]}
+CAPTIONS |= {"tissue 0": ["first of cells"], "land <b> 1": ["second of land"]}
 
 
 def region(rng, label: int, rows: int, cols: int, clusters: np.ndarray | None = None):
@@ -139,6 +140,13 @@ def test_priors_are_told_apart(monkeypatch, records, train_grids, tmp_path, kind
         assert balanced > 0.9 if kind == "follows" else balanced < chance + 0.25, condition
     assert report["agreement"]["text"]["grids"]["grids"] == 24
     assert report["agreement"]["label_map"]["layout_ignored"]["balanced"]["value"] < 0.75
+    of_cells = report["agreement"]["cell_text"]
+    assert 0.4 < of_cells["expected"] < 0.75  # a line somewhere in the grid parts two classes
+    if kind == "follows":  # the label of the cells, and a line anywhere
+        assert of_cells["label"]["balanced"]["value"] > 0.85
+        assert of_cells["cells"]["balanced"]["value"] == pytest.approx(0.5, abs=0.15)
+    else:
+        assert of_cells["label"]["balanced"]["value"] < 0.8
     names = {"no condition", "label maps"} | {
         f"{k} {c}" for k in ("label", "text") for c in CLASSES
     }
@@ -161,15 +169,14 @@ def test_priors_are_told_apart(monkeypatch, records, train_grids, tmp_path, kind
 
 
 def test_page_is_self_contained_and_escapes_names(monkeypatch, records, train_grids, tmp_path):
-    captions = {"tissue": ["cells"], "tissue 0": ["said of a cluster"]}
-    report = evaluate(monkeypatch, records, train_grids, tmp_path, captions=captions)
+    report = evaluate(monkeypatch, records, train_grids, tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "land &lt;b&gt;" in page and "land <b>" not in page
     urls = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     assert len(urls) == 2 and all(url.startswith("data:image/png;base64,") for url in urls)
     text = re.sub(r"base64,[^\"]*", "", page).lower()
     assert not re.search("<script|>nan|>none", text)
-    assert ["Captions of tissue 0" in remark for remark in report["remarks"]] == [True]
+    assert report["remarks"] == []
     for name in ("grids.png", "coherence.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert report["basis"]["components"] <= DIM and 0 < report["basis"]["variance_share"] <= 1
@@ -188,7 +195,6 @@ def test_page_is_self_contained_and_escapes_names(monkeypatch, records, train_gr
         ({"conditions": {}}, "not trained with text"),
         ({"window": 20}, r"0 grid\(s\) of 20 x 20 cells"),
         ({"captions": {"else": ["x"]}}, "of else; the classes are"),
-        ({"captions": {"tissue 1": ["x"]}}, "no sentence of a label"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_line(

@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from ssl_diffusion.evaluation.coherence import Coherence, coherence, coherence_gap
 from ssl_diffusion.evaluation.diversity import diversity
 from ssl_diffusion.evaluation.grid_frechet import frechet_numbers
 from ssl_diffusion.evaluation.grids import Basis, GridSet
 from ssl_diffusion.evaluation.probe import Probe, told, within_grids
-from ssl_diffusion.evaluation.real_grids import RealGrids
+from ssl_diffusion.evaluation.real_grids import RealGrids, main_class
+
+JUDGED = {"label": "label", "text": "label", "cell_text": "label_map", "label_map": "label_map"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +22,12 @@ class Sampled:
     """Samples of one condition, and the real grids that they are compared with.
 
     name            of the condition, for people
-    kind            "none", "label", "text" or "label_map"
+    kind            "none", "label", "text" (of labels), "cell_text" (of classes of label maps) or
+                    "label_map"
     grids           the samples
     asked           class of each cell that was asked for, as the prior numbers those of the kind
-                    (of a text: the label's); -1 where nothing was
-    train, held_out real grids of the same condition
+                    (of texts: of what they are said of); -1 where nothing was
+    train, held_out real grids of the same condition, none for "cell_text"
     """
 
     name: str
@@ -114,26 +117,55 @@ def agreement(
     train: RealGrids,
     held_out: RealGrids,
 ) -> dict[str, Any]:
-    """The section `agreement`, by kind of condition, where there are two classes or more."""
+    """The section `agreement`, by kind of condition, where there are two classes or more.
+
+    Sentences of a class of label maps are said of one cell of a real grid, drawn by chance; of the
+    others they tell less. So beside their agreement stands `expected`, what real grids would reach,
+    and `label`: whether the grid is one of the label that such cells are of.
+    """
     probes: dict[str, Probe] = {}
-    found = {}
-    for kind in ("label", "text", "label_map"):
+    found: dict[str, Any] = {}
+    for kind, judged in JUDGED.items():
         own = [one for one in sets if one.kind == kind]
-        judged = "label_map" if kind == "label_map" else "label"
         known = train.classes[judged][train.grids.present] if own else np.array([-1])
         if len(np.unique(known[known >= 0])) < 2:
             continue
         if judged not in probes:
             probes[judged] = Probe(train.grids.flat(), known, classes[judged])
+        samples = GridSet.whole(np.concatenate([one.grids.cells for one in own]))
+        asked = np.concatenate([one.asked for one in own])
         found[kind] = _told_of(
             probes[judged],
-            GridSet.whole(np.concatenate([one.grids.cells for one in own])),
-            np.concatenate([one.asked for one in own]),
+            samples,
+            asked,
             held_out=held_out.grids,
             held_out_classes=held_out.classes[judged],
             unconditional=next(one.grids for one in sets if one.kind == "none"),
         )
+        if kind == "cell_text":
+            shares = _shares_where_said(train, np.unique(asked))
+            found[kind]["expected"] = float(np.mean(shares))
+            if "label" in probes:
+                labels = _labels_of(train)[asked[:, :1, :1]]
+                of_grids = told(probes["label"].grids(samples), labels)
+                found[kind]["label"] = dataclasses.asdict(of_grids)
     return found
+
+
+def _shares_where_said(train: RealGrids, classes: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+    """Share of a class in grids drawn by that share: those where it is said of a cell."""
+    maps = train.classes["label_map"].reshape(len(train.grids), -1)
+    counts = (maps[..., None] == classes).sum(axis=1)
+    shares = counts / np.maximum((maps >= 0).sum(axis=1), 1)[:, None]
+    return (shares**2).sum(axis=0) / np.maximum(shares.sum(axis=0), 1e-12)
+
+
+def _labels_of(train: RealGrids) -> Int[np.ndarray, " k"]:
+    """The label that most cells of each class of label maps have, -1 without any."""
+    cell, label = (train.classes[kind].reshape(-1) for kind in ("label_map", "label"))
+    return np.array(
+        [main_class(label[cell == number][None, None])[0] for number in range(cell.max() + 1)]
+    )
 
 
 def finite(value: Any) -> Any:

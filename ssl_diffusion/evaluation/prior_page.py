@@ -9,7 +9,12 @@ from ssl_diffusion.evaluation.style import CSS
 from ssl_diffusion.webpage import data_url, details, document, facts, section
 
 TITLE = "Grids sampled by a prior"
-KINDS = {"label": "Labels", "text": "Sentences", "label_map": "Label maps"}
+KINDS = {
+    "label": "Labels",
+    "text": "Sentences of labels",
+    "cell_text": "Sentences of classes of cells",
+    "label_map": "Label maps",
+}
 VIEWS = {
     "cell": "FD of single cells",
     "horizontal_pair": "FD of horizontal neighbours",
@@ -93,8 +98,8 @@ def _summary(report: Mapping[str, Any]) -> str:
         "with real ones."
     ]
     for kind, numbers in report["agreement"].items():
-        part, what = ("grids", "grids") if "grids" in numbers else ("cells", "cells")
-        told = numbers[part]
+        what = "grids" if "grids" in numbers and kind != "cell_text" else "cells"
+        told = numbers[what]
         sentences.append(
             f"{KINDS[kind]}: {told['balanced']['value']:.0%} of sampled {what} are taken for what "
             f"was asked for (a guess: {told['chance']:.0%})."
@@ -110,6 +115,8 @@ def _agreement_lines(numbers: Mapping[str, Any]) -> list[Line]:
     controls["conditions shuffled among samples"] = cells["shuffled_balanced"]
     if "unconditional" in numbers:
         controls["unconditional samples"] = numbers["unconditional"]["balanced"]
+    if "expected" in numbers:
+        controls["real grids with a cell of the class"] = numbers["expected"]
     if "layout_ignored" in numbers:
         controls["each map's cells shuffled"] = numbers["layout_ignored"]["balanced"]
     controls["chance"] = cells["chance"]
@@ -127,20 +134,18 @@ def _agreement_lines(numbers: Mapping[str, Any]) -> list[Line]:
             f"The same with every cell alike: {cells['cells']:,} cells of {cells['grids']} grids.",
         ),
     ]
-    if "grids" in numbers:
-        grids = numbers["grids"]
-        lines.insert(
-            0,
-            Line(
-                "Whole grids (balanced accuracy)",
-                grids["balanced"],
-                {
-                    "conditions shuffled among samples": grids["shuffled_balanced"],
-                    "chance": grids["chance"],
-                },
-                "The class with the largest mean probability over the cells of a grid.",
-            ),
-        )
+    for name, label in (("grids", "Whole grids"), ("label", "Label of whole grids")):
+        if name in numbers:
+            grids = numbers[name]
+            controls = {"conditions shuffled among samples": grids["shuffled_balanced"]}
+            lines.append(
+                Line(
+                    f"{label} (balanced accuracy)",
+                    grids["balanced"],
+                    controls | {"chance": grids["chance"]},
+                    "The class with the largest mean probability over the cells of a grid.",
+                )
+            )
     return lines
 
 

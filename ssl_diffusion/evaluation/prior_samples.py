@@ -26,12 +26,15 @@ def sample_sets(
 ) -> list[Sampled]:
     """Samples of every condition that the prior takes, with the real grids to compare them with.
 
+    A sentence of a class of label maps is said of one cell of a real grid: there is no set of real
+    grids that it tells of, and its samples have none.
+
     Args:
       prior: from `load_prior`.
       classes: by kind, names of the classes of `RealGrids.classes`.
-      captions: sentences by label.
+      captions: sentences by label, or by class of a label map.
       train, held_out: real grids of the size that is sampled.
-      samples: of each label, of each label's captions, and of label maps, which are those of the
+      samples: of each label, of each name's captions, and of label maps, which are those of the
         held-out grids, in order; without a condition as many as all labels have together.
       seed: of the first; no two conditions begin from the same noise.
     """
@@ -78,7 +81,13 @@ def sample_sets(
             for sentence, share in zip(sentences, shares, strict=True)
             if share
         ]
-        sets.append(of_label(name, "text", labels.index(name), np.concatenate(parts)))
+        cells = np.concatenate(parts)
+        if name in labels:
+            sets.append(of_label(name, "text", labels.index(name), cells))
+        else:
+            asked = np.full(cells.shape[:3], classes["label_map"].index(name))
+            none = train.grids[:0]
+            sets.append(Sampled(name, "cell_text", GridSet.whole(cells), asked, none, none))
     if "label_map" in conditions:
         picks = np.arange(samples) % len(held_out.grids)
         maps = held_out.classes["label_map"][picks].astype(np.int32)
