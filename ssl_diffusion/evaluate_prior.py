@@ -25,7 +25,6 @@ from ssl_diffusion.data.records import Records, open_records
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.figures import png_bytes
 from ssl_diffusion.evaluation.grid_copying import copying_numbers, nearest_grids
-from ssl_diffusion.evaluation.grid_frechet import components_for
 from ssl_diffusion.evaluation.grids import Basis, GridSet
 from ssl_diffusion.evaluation.inputs import writable_folder
 from ssl_diffusion.evaluation.machine import hardware, versions
@@ -93,11 +92,9 @@ def main() -> None:
                 "too few to compare samples with."
             )
     compared = [one for one in sets if one.comparable]
-    fewest = min(int(one.held_out[: len(one.grids)].present.sum()) for one in compared)
-    basis = Basis.of(train.grids.flat(), components_for(fewest, prior.tokens * prior.dim))
     numbers, curves = {}, {}
     for one in tqdm(compared, desc="against real grids", unit="set"):
-        numbers[one.name], curves[one.name] = set_numbers(one, basis)
+        numbers[one.name], curves[one.name] = set_numbers(one)
     add_copying(numbers, compared, train, grids["train"])
     if window_count(grids["train"]) < len(grids["train"]):
         remarks.append(
@@ -111,11 +108,6 @@ def main() -> None:
         "seed": SEED.value,
         "grids": {"train": len(train.grids), "held_out": len(held_out.grids)},
         "windows": window_count(grids["train"]),
-        "basis": {
-            "components": len(basis.axes),
-            "dimension": prior.tokens * prior.dim,
-            "variance_share": basis.variance_share,
-        },
         "agreement": agreement(sets, classes, train, held_out),
         "sets": numbers,
         "remarks": remarks,
@@ -129,7 +121,7 @@ def main() -> None:
     report |= {"hardware": hardware(), "versions": versions()}
     palette = prior.spec["conditions"].get("label_map", {}).get("colours", ())
     pictures = {
-        "grids.png": png_bytes(grids_sheet(compared, basis, palette)),
+        "grids.png": png_bytes(grids_sheet(compared, Basis.of(train.grids.flat(), 3), palette)),
         "coherence.png": coherence_figure(curves),
     }
     settings = {"prior": prior.spec, "records": records.metadata["recipe"], "captions": captions}

@@ -99,9 +99,10 @@ def test_pairs_are_neighbours_that_are_both_present():
 
 def test_pairs_notice_shuffling_and_single_cells_do_not():
     train, held_out, sampled = (field(seed, n, d=4) for seed, n in ((0, 300), (1, 60), (2, 90)))
-    basis = Basis.of(train.flat(), 4)
-    numbers = frechet_numbers(sampled, held_out, train, basis)
+    numbers = frechet_numbers(sampled, held_out, train)
     assert (numbers["grids"], numbers["cells"]) == (60, 60 * 48)
+    assert (numbers["components"], numbers["dimension"]) == (4, 4)
+    assert numbers["variance_share"] == pytest.approx(1)
     for view in ("cell", "horizontal_pair", "vertical_pair"):
         found = {name: estimate["value"] for name, estimate in numbers[view].items()}
         assert found["samples"] < 2.5 * found["held_out"] + 0.02, view  # of one distribution
@@ -112,7 +113,7 @@ def test_pairs_notice_shuffling_and_single_cells_do_not():
                 assert found[wrong] == pytest.approx(1.69, rel=0.15), (view, wrong)
     assert "shuffled" not in numbers["cell"]
     # A prior that samples every cell by itself: right cells, wrong pairs.
-    alone = frechet_numbers(field(3, 60, d=4, rho=0.0), held_out, train, basis)
+    alone = frechet_numbers(field(3, 60, d=4, rho=0.0), held_out, train)
     assert alone["cell"]["samples"]["value"] < 0.05
     assert alone["horizontal_pair"]["samples"]["low"] > 1
 
@@ -130,6 +131,9 @@ def test_frechet_interval_is_of_whole_grids():
 
 
 def test_components_leave_cells_for_every_dimension():
+    numbers = frechet_numbers(field(0, 9), field(1, 5), field(2, 50))
+    assert (numbers["cells"], numbers["components"], numbers["dimension"]) == (240, 12, 48)
+    assert 12 / 48 < numbers["variance_share"] < 0.5
     assert components_for(10_000, 192) == 192
     assert components_for(1280, 192) == 64
     assert components_for(30, 192) == 2

@@ -39,8 +39,8 @@ def asked_in_turn(n: int) -> np.ndarray:
 def test_samples_that_follow_the_condition_agree_and_the_ceiling_is_that_of_real_ones(probe):
     asked = asked_in_turn(60)
     samples, real = grids_of(asked, 2), layouts(3, 60)
-    following = told(probe.cells(samples), asked)
-    ceiling = told(probe.cells(grids_of(real, 4)), real)
+    following = told(probe.cells(samples), asked, 3)
+    ceiling = told(probe.cells(grids_of(real, 4)), real, 3)
     assert following.balanced.value == pytest.approx(ceiling.balanced.value, abs=0.04)
     assert following.balanced.value > 0.9
     assert following.balanced.low < following.balanced.value < following.balanced.high
@@ -48,7 +48,7 @@ def test_samples_that_follow_the_condition_agree_and_the_ceiling_is_that_of_real
     # had they been asked for what others were
     assert following.shuffled_balanced.value == pytest.approx(1 / 3, abs=0.03)
     assert following.shuffled_balanced.low < 1 / 3 < following.shuffled_balanced.high
-    whole = told(probe.grids(samples), asked[:, :1, :1])
+    whole = told(probe.grids(samples), asked[:, :1, :1], 3)
     assert (whole.accuracy.value, whole.grids, whole.cells) == (1.0, 60, 60)
 
 
@@ -56,7 +56,7 @@ def test_samples_that_follow_the_condition_agree_and_the_ceiling_is_that_of_real
 def test_a_prior_that_ignores_its_condition_scores_at_chance(probe, given):
     asked = asked_in_turn(150)
     shown = np.zeros_like(asked) if given == "all of one class" else layouts(5, 150)
-    found = told(probe.cells(grids_of(shown, 6)), asked)
+    found = told(probe.cells(grids_of(shown, 6)), asked, 3)
     assert found.balanced.value == pytest.approx(1 / 3, abs=0.08)
     assert found.shuffled_balanced.low <= found.balanced.value <= found.shuffled_balanced.high
 
@@ -64,7 +64,7 @@ def test_a_prior_that_ignores_its_condition_scores_at_chance(probe, given):
 def test_balanced_accuracy_is_not_won_by_the_frequent_class():
     asked = np.zeros((20, 1, 2), int)
     asked[:2] = 1
-    found = told(np.zeros_like(asked), asked)
+    found = told(np.zeros_like(asked), asked, 2)
     assert found.accuracy.value == 0.9 and found.shuffled.value == pytest.approx(0.9)
     assert found.balanced.value == 0.5 and found.chance == 0.5
 
@@ -75,8 +75,8 @@ def test_a_layout_that_is_ignored_is_told_from_one_that_is_followed(probe):
     np.testing.assert_array_equal(np.sort(mixed, axis=(1)).sum(), np.sort(asked).sum())
     for grid in range(60):  # the same classes, elsewhere
         np.testing.assert_array_equal(np.sort(mixed[grid], None), np.sort(asked[grid], None))
-    assert told(probe.cells(grids_of(asked, 8)), asked).balanced.value > 0.9
-    ignored = told(probe.cells(grids_of(mixed, 8)), asked)
+    assert told(probe.cells(grids_of(asked, 8)), asked, 3).balanced.value > 0.9
+    ignored = told(probe.cells(grids_of(mixed, 8)), asked, 3)
     assert ignored.balanced.value < 0.75
 
 
@@ -88,11 +88,11 @@ def test_cells_without_a_class_are_not_counted(probe):
     holes[0] = False
     found = probe.cells(GridSet(grids.cells, holes))
     assert (found[0] == -1).all()
-    counted = told(found, asked)
+    counted = told(found, asked, 3)
     assert (counted.grids, counted.cells) == (1, 12)
     assert probe.grids(GridSet(grids.cells, holes))[:2, 0, 0].tolist() == [-1, 0]
     with pytest.raises(InputError, match="no cell"):
-        told(found, np.full_like(asked, -1))
+        told(found, np.full_like(asked, -1), 3)
 
 
 def test_one_class_cannot_be_told_apart():

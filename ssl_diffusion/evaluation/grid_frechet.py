@@ -66,24 +66,28 @@ def _weighted(vectors: Float[np.ndarray, "k d"], weights: Int[np.ndarray, " k"])
 
 
 def frechet_numbers(
-    samples: GridSet, held_out: GridSet, train: GridSet, basis: Basis, seed: int = 0
+    samples: GridSet, held_out: GridSet, train: GridSet, seed: int = 0
 ) -> dict[str, Any]:
     """For each view "cell", "horizontal_pair", "vertical_pair": distances to the training grids.
 
-    As many samples as there are held-out grids are taken, from the first, with the same holes. Of
-    each view there are:
+    As many samples as there are held-out grids are taken, from the first, with the same holes. The
+    space is that of the leading principal components of the training cells, as many as the cells
+    that are compared allow: `components` of `dimension`, which keep `variance_share`. Of each view
+    there are:
 
     samples       the sampled grids
     held_out      real held-out ones: the floor
     shuffled      held-out cells shuffled across grids: right cells, wrong neighbours
-    independent   cells drawn, each by itself, from the Gaussian of the training cells (of pairs)
+    independent   cells drawn, each by itself, from the Gaussian of the training cells
     constant      every cell the mean training cell: the trace of the covariance
 
-    Raises InputError without any held-out or training pair of cells.
+    Raises InputError without any training pair of cells.
     """
     count = min(len(samples), len(held_out))
-    samples = basis.project(samples.masked_as(held_out)[:count])
-    held_out, train = basis.project(held_out[:count]), basis.project(train)
+    samples, held_out = samples.masked_as(held_out)[:count], held_out[:count]
+    cells, dimension = int(held_out.present.sum()), held_out.cells.shape[-1]
+    basis = Basis.of(train.flat(), components_for(cells, dimension))
+    samples, held_out, train = (basis.project(grids) for grids in (samples, held_out, train))
     rng = np.random.default_rng(seed)
     alone = Moments.of(train.flat())
     drawn = rng.multivariate_normal(alone.mean, alone.covariance, held_out.present.shape)
@@ -93,7 +97,13 @@ def frechet_numbers(
         "shuffled": held_out.shuffled(seed),
         "independent": GridSet(drawn, held_out.present),
     }
-    numbers: dict[str, Any] = {"grids": count, "cells": int(held_out.present.sum())}
+    numbers: dict[str, Any] = {
+        "grids": count,
+        "cells": cells,
+        "components": len(basis.axes),
+        "dimension": dimension,
+        "variance_share": basis.variance_share,
+    }
     for view, axis in VIEWS.items():
         if axis is not None and train.present.shape[axis] < 2:
             continue

@@ -72,13 +72,13 @@ class GridSet:
 class Basis:
     """The leading principal components of real training cells, on which distances are taken.
 
-    A covariance of d dimensions from few cells says little. `variance_share` is how much of the
-    variance of those cells the components keep.
+    A covariance of d dimensions from few cells says little. `deviation` is that of those cells
+    along each axis, `variance_share` how much of their variance the components keep.
     """
 
     mean: Float[np.ndarray, " d"]
     axes: Float[np.ndarray, "k d"]
-    deviation: Float[np.ndarray, " k"]  # of the training cells along each axis
+    deviation: Float[np.ndarray, " k"]
     variance_share: float
 
     @classmethod

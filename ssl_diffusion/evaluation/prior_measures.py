@@ -10,11 +10,16 @@ from jaxtyping import Float, Int
 from ssl_diffusion.evaluation.coherence import Coherence, coherence, coherence_gap
 from ssl_diffusion.evaluation.diversity import diversity
 from ssl_diffusion.evaluation.grid_frechet import frechet_numbers
-from ssl_diffusion.evaluation.grids import Basis, GridSet
+from ssl_diffusion.evaluation.grids import GridSet
 from ssl_diffusion.evaluation.probe import Probe, told, within_grids
 from ssl_diffusion.evaluation.real_grids import RealGrids, main_class
 
-JUDGED = {"label": "label", "text": "label", "cell_text": "label_map", "label_map": "label_map"}
+JUDGED = {  # by kind of condition: the classes that tell, and what is told besides cells
+    "label": ("label", "grids"),
+    "text": ("label", "grids"),
+    "cell_text": ("label_map", ""),
+    "label_map": ("label_map", "layout_ignored"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Sampled:
         return len(self.train) > 1 and len(self.held_out) > 1
 
 
-def set_numbers(sampled: Sampled, basis: Basis) -> tuple[dict[str, Any], dict[str, Coherence]]:
+def set_numbers(sampled: Sampled) -> tuple[dict[str, Any], dict[str, Coherence]]:
     """(sections frechet, coherence and diversity of the report, the curves to draw).
 
     All is seen from the mean of the real training cells of the same condition. The controls: real
@@ -60,7 +65,7 @@ def set_numbers(sampled: Sampled, basis: Basis) -> tuple[dict[str, Any], dict[st
         "samples": len(sampled.grids),
         "train": len(sampled.train),
         "held_out": len(sampled.held_out),
-        "frechet": frechet_numbers(sampled.grids, sampled.held_out, sampled.train, basis),
+        "frechet": frechet_numbers(sampled.grids, sampled.held_out, sampled.train),
         "coherence": {name: curve.numbers() for name, curve in curves.items()},
         "coherence_gap": {
             name: dataclasses.asdict(coherence_gap(curve, real)) for name, curve in curves.items()
@@ -82,32 +87,34 @@ def _told_of(
     held_out: GridSet,
     held_out_classes: Int[np.ndarray, "m rows cols"],
     unconditional: GridSet,
+    part: str,
 ) -> dict[str, Any]:
     """Agreement of samples with what was asked for, its ceiling and what ignores it.
 
-    cells, grids     of samples: cell by cell, and by a vote of a grid's cells where one class was
-                     asked for all of them
+    cells            of samples, cell by cell
+    grids            by a vote of a grid's cells, where `part` is this
+    layout_ignored   cells against each grid's map with its cells shuffled, where `part` is this
     held_out         real held-out cells with their own classes: what the probe can tell
     unconditional    unconditional samples, given what was asked for in turn: a prior that ignores
                      its condition
-    layout_ignored   the same cells of samples, each grid's map with its cells shuffled
 
     In each stand `shuffled` and `chance` (see `probe.Told`). What cannot be counted is left out.
     """
-    one_class = (asked == asked[:, :1, :1]).all()
     found = probe.cells(samples)
-    parts = {"cells": (found, asked)}
-    if one_class:
-        parts["grids"] = (probe.grids(samples), asked[:, :1, :1])
-    else:
-        parts["layout_ignored"] = (found, within_grids(asked))
-    parts["held_out"] = (probe.cells(held_out), held_out_classes)
     turns = np.resize(np.random.default_rng(0).permutation(len(asked)), len(unconditional))
-    parts["unconditional"] = (probe.cells(unconditional), asked[turns])
+    parts = {
+        "cells": (found, asked),
+        "held_out": (probe.cells(held_out), held_out_classes),
+        "unconditional": (probe.cells(unconditional), asked[turns]),
+    }
+    if part == "grids":
+        parts["grids"] = (probe.grids(samples), asked[:, :1, :1])
+    if part == "layout_ignored":
+        parts["layout_ignored"] = (found, within_grids(asked))
     return {
-        name: dataclasses.asdict(told(found, wanted))
-        for name, (found, wanted) in parts.items()
-        if ((found >= 0) & (wanted >= 0)).any()
+        name: dataclasses.asdict(told(classes, wanted, len(probe.known)))
+        for name, (classes, wanted) in parts.items()
+        if ((classes >= 0) & (wanted >= 0)).any()
     }
 
 
@@ -125,7 +132,7 @@ def agreement(
     """
     probes: dict[str, Probe] = {}
     found: dict[str, Any] = {}
-    for kind, judged in JUDGED.items():
+    for kind, (judged, part) in JUDGED.items():
         own = [one for one in sets if one.kind == kind]
         known = train.classes[judged][train.grids.present] if own else np.array([-1])
         if len(np.unique(known[known >= 0])) < 2:
@@ -141,13 +148,15 @@ def agreement(
             held_out=held_out.grids,
             held_out_classes=held_out.classes[judged],
             unconditional=next(one.grids for one in sets if one.kind == "none"),
+            part=part,
         )
         if kind == "cell_text":
             shares = _shares_where_said(train, np.unique(asked))
             found[kind]["expected"] = float(np.mean(shares))
             if "label" in probes:
                 labels = _labels_of(train)[asked[:, :1, :1]]
-                of_grids = told(probes["label"].grids(samples), labels)
+                probe = probes["label"]
+                of_grids = told(probe.grids(samples), labels, len(probe.known))
                 found[kind]["label"] = dataclasses.asdict(of_grids)
     return found
 

@@ -62,10 +62,9 @@ def html_page(
     sections += [
         section(
             "Against real grids",
-            f"Frechet distances are of {report['basis']['components']} of "
-            f"{report['basis']['dimension']} principal components of real training cells, which "
-            f"keep {report['basis']['variance_share']:.1%} of the variance. Few cells raise them: "
-            "compare values of one set only. Brackets are 95 % intervals over whole grids.",
+            "Frechet distances (FD) are of the leading principal components of real training cells "
+            "of the condition, as many as there are cells for. Few cells raise them: compare values "
+            "of one line only. Brackets are 95 % intervals over whole grids.",
             _table({name: _set_lines(numbers) for name, numbers in report["sets"].items()}),
         ),
         section(
@@ -98,7 +97,7 @@ def _summary(report: Mapping[str, Any]) -> str:
         "with real ones."
     ]
     for kind, numbers in report["agreement"].items():
-        what = "grids" if "grids" in numbers and kind != "cell_text" else "cells"
+        what = "grids" if "grids" in numbers else "cells"
         told = numbers[what]
         sentences.append(
             f"{KINDS[kind]}: {told['balanced']['value']:.0%} of sampled {what} are taken for what "
@@ -150,20 +149,19 @@ def _agreement_lines(numbers: Mapping[str, Any]) -> list[Line]:
 
 
 def _set_lines(numbers: Mapping[str, Any]) -> list[Line]:
+    frechet = numbers["frechet"]
     lines = [
         Line(
             label,
-            numbers["frechet"][view]["samples"],
-            {
-                text: numbers["frechet"][view][name]
-                for name, text in CONTROLS.items()
-                if name in numbers["frechet"][view]
-            },
-            f"Distance to the training grids; {numbers['frechet']['grids']} grids and "
-            f"{numbers['frechet']['cells']:,} cells of each, with the same holes. Lower is closer.",
+            frechet[view]["samples"],
+            {text: frechet[view][name] for name, text in CONTROLS.items() if name in frechet[view]},
+            f"Distance to the training grids, lower is closer; {frechet['grids']} grids and "
+            f"{frechet['cells']:,} cells of each, with the same holes, in {frechet['components']} "
+            f"of {frechet['dimension']} dimensions ({frechet['variance_share']:.0%} of the "
+            "variance).",
         )
         for view, label in VIEWS.items()
-        if view in numbers["frechet"]
+        if view in frechet
     ]
     gap, ratio = numbers["coherence_gap"], numbers["diversity"]
     lines.append(

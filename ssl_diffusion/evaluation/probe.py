@@ -76,11 +76,11 @@ class Told:
     """How well the classes found are those that were asked for.
 
     accuracy             share of cells; its chance depends on how often each class is asked for
-    balanced             mean over the classes asked for of the share of its cells: a guess has
-                         1 / classes, and so has whoever gives all the same
+    balanced             mean over the classes asked for of the share of its cells: whoever gives
+                         all the same has 1 / classes asked for at most
     shuffled             `accuracy` had each grid been asked for what another was: mean and 95 % of
                          shuffles; so `shuffled_balanced`
-    chance               of `balanced`
+    chance               of `balanced`, for a guess among all classes
     grids, cells         that were counted
     """
 
@@ -94,9 +94,12 @@ class Told:
 
 
 def told(
-    found: Int[np.ndarray, "n rows cols"], asked: Int[np.ndarray, "n rows cols"], seed: int = 0
+    found: Int[np.ndarray, "n rows cols"],
+    asked: Int[np.ndarray, "n rows cols"],
+    among: int,
+    seed: int = 0,
 ) -> Told:
-    """Compares classes of cells; where either is -1 the cell is not counted.
+    """Compares classes of cells, of `among` there are; where either is -1 the cell is not counted.
 
     Intervals of accuracies are of a bootstrap over grids. For one class per grid, give [n, 1, 1].
     Raises InputError where nothing is left to count.
@@ -135,7 +138,7 @@ def told(
         balanced=Estimate.of(float(balanced), balanced_draws),
         shuffled=Estimate.of(float(shuffled.mean()), shuffled),
         shuffled_balanced=Estimate.of(float(shuffled_balanced.mean()), shuffled_balanced),
-        chance=1 / len(classes),
+        chance=1 / among,
         grids=int((counted.sum(axis=1) > 0).sum()),
         cells=int(counted.sum()),
     )
