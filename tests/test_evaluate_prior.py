@@ -30,15 +30,16 @@ CAPTIONS |= {"tissue 0": ["first of cells"], "land <b> 1": ["second of land"]}
 def region(rng, label: int, rows: int, cols: int, clusters: np.ndarray | None = None):
     """Cells whose cluster changes along a line, and which share half of what else they have."""
     if clusters is None:
-        cut = rng.integers(1, cols)
-        clusters = 2 * label + np.broadcast_to(np.arange(cols) >= cut, (rows, cols)).astype(int)
+        beyond = np.arange(cols) >= rng.integers(1, cols)
+        beyond = np.broadcast_to(beyond ^ rng.integers(2), (rows, cols))  # either first
+        clusters = 2 * label + beyond
     shared = 0.2 * rng.standard_normal(DIM)
     return CENTRES[clusters] + shared + 0.1 * rng.standard_normal((rows, cols, DIM))
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """Eight images of two classes to train on, four held out; a corner of each is not recorded."""
+    """Eight images of two classes to train on, four held out; every 4 x 4 cells have a hole."""
     folder = tmp_path_factory.mktemp("records") / "records"
     writer = RecordsWriter(folder, ("train", "test"), Layout((1, DIM), classes=CLASSES))
     rng = np.random.default_rng(0)
@@ -47,7 +48,7 @@ def records(tmp_path_factory):
             blocks = [[region(rng, number % 2, 4, 4) for _ in range(3)] for _ in range(3)]
             cells = np.concatenate([np.concatenate(line, axis=1) for line in blocks])
             for row, col in np.ndindex(SIDE, SIDE):
-                if row + col < 2:
+                if row % 4 == col % 4 == 2:
                     continue
                 example = {
                     "image": np.full((PATCH, PATCH, 3), row, np.uint8),
@@ -208,20 +209,21 @@ def test_what_does_not_fit_is_one_clear_line(
 
 def test_real_grids_share_no_pixel_and_know_their_classes(records):
     grids = open_grids(records, 4, ("train", "test"))["test"]
-    chosen = apart(grids, 4, 3)
-    assert len(chosen) >= 4 * 11  # of 12 in each of 4 images, one of which has a hole
-    seen = np.concatenate([grids.patches(int(i))[:4, :3].ravel() for i in chosen])
-    seen = seen[seen >= 0]
-    assert len(seen) == len(np.unique(seen))
-    real = read_real(grids, 4, 3, kinds=("label", "label_map"), centres=CENTRES)
-    assert real.grids.cells.shape == (len(chosen), 4, 3, DIM)
+    chosen = apart(grids, 4, 4)
+    assert len(chosen) >= 4 * 7  # of nine in each of 4 images
+    seen = np.concatenate([grids.patches(int(i)).ravel() for i in chosen])
+    assert (seen >= 0).sum() == len(np.unique(seen)) - 1 == len(chosen) * 15
+    real = read_real(grids, 4, 4, kinds=("label", "label_map"), centres=CENTRES)
+    assert real.grids.cells.shape == (len(chosen), 4, 4, DIM)
     label, cluster = real.classes["label"], real.classes["label_map"]
     present = real.grids.present
     assert (label[~present] == -1).all() and (cluster[~present] == -1).all()
     assert (cluster[present] // 2 == label[present]).mean() > 0.95
     assert len(real.of_class("label", 0)) + len(real.of_class("label", 1)) == len(chosen)
-    without = read_real(grids, 4, 3, kinds=("label_map",), centres=None)
+    without = read_real(grids, 4, 4, kinds=("label_map",), centres=None)
     np.testing.assert_array_equal(without.classes["label_map"], label)
+    narrow = apart(grids, 2, 3)  # no holes: one lies at the third column of four
+    assert (grids.patches(int(narrow[0]))[:2, :3] >= 0).all()
 
 
 def test_main_class_is_that_of_most_known_cells():

@@ -163,6 +163,17 @@ def test_coherence_is_seen_from_the_centre_and_in_each_direction():
     found = coherence(rows, np.zeros(48))
     np.testing.assert_allclose(found.curve[0], 1, atol=1e-5)
     np.testing.assert_allclose(found.curve[1], 0, atol=0.05)
+    # Columns of one cell: what is missing in one direction is not made up for in the other.
+    columns = GridSet.whole(np.repeat(grids.cells[:, :1] - 5, 6, axis=1))
+    other = coherence(columns, np.zeros(48), seed=1)
+    assert coherence_gap(found, other).value == pytest.approx(1, abs=0.05)
+    rows, columns = (GridSet.whole(grids.cells[..., :3]) for grids in (rows, columns))
+    pairs = frechet_numbers(rows, columns, rows)
+    same, crossed = (
+        pairs[view][name]["value"]
+        for view, name in (("horizontal_pair", "samples"), ("horizontal_pair", "held_out"))
+    )
+    assert same == pytest.approx(0, abs=1e-6) and crossed > 1
 
 
 def test_distances_that_a_flat_grid_has_not_are_none():
@@ -203,6 +214,30 @@ def test_collapsed_samples_have_no_diversity_and_real_ones_are_as_diverse():
     assert 0.2 < collapsed.cells.value < 0.98  # of other positions in the one grid
     flat = diversity(GridSet.whole(np.repeat(real.cells[:, :1, :1], 6, axis=1)), real, np.zeros(48))
     assert flat.within.value < 0.01
+
+
+def test_diversity_is_that_of_all_pairs():
+    grids, real = with_holes(field(3, 4, rows=2, cols=2, d=5), 0.3), field(4, 3, 2, 2, 5)
+    centre = np.full(5, 0.1)
+
+    def distances(grids: GridSet) -> tuple[float, float, float]:
+        cells = [
+            cells[present] - centre
+            for cells, present in zip(grids.cells, grids.present, strict=True)
+        ]
+        unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in cells]
+        means = [x.mean(axis=0) / np.linalg.norm(x.mean(axis=0)) for x in cells]
+        others = [(i, j) for i in range(len(cells)) for j in range(len(cells)) if i != j]
+        within = [1 - a @ b for x in unit for i, a in enumerate(x) for b in np.delete(x, i, 0)]
+        return (
+            np.mean([1 - means[i] @ means[j] for i, j in others]),
+            np.concatenate([(1 - unit[i] @ unit[j].T).ravel() for i, j in others]).mean(),
+            np.mean(within),
+        )
+
+    found = dataclasses.asdict(diversity(grids, real, centre)).values()
+    expected = np.array(distances(grids)) / distances(real)
+    np.testing.assert_allclose([one["value"] for one in found], expected, rtol=1e-4)
 
 
 def test_diversity_does_not_depend_on_how_many_grids_there_are():

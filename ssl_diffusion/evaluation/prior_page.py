@@ -63,8 +63,8 @@ def html_page(
         section(
             "Against real grids",
             "Frechet distances (FD) are of the leading principal components of real training cells "
-            "of the condition, as many as there are cells for. Few cells raise them: compare values "
-            "of one line only. Brackets are 95 % intervals over whole grids.",
+            "of the condition, as many as there are cells for. Few cells raise them: compare "
+            "values of one line only. Brackets are 95 % intervals over whole grids.",
             _table({name: _set_lines(numbers) for name, numbers in report["sets"].items()}),
         ),
         section(
