@@ -244,7 +244,7 @@ def _limits(report: Mapping[str, Any]) -> str:
         "Whether images made from the grids look right is another question: look at them.",
         "Frechet distances and intervals of few grids are rough. An interval tells how a number "
         "would move with other grids, not with another training run.",
-        "Samples without a condition have the labels as often as the prior was trained on them, real "
+        "Samples without a condition have labels as often as the prior was trained on them, real "
         "grids as often as the records hold them: where a training is balanced, these differ.",
         "Held-out grids may come from the same slides as training ones.",
         "Where the classes of a label map are clusters of the embeddings themselves, the probe has "
