@@ -55,8 +55,8 @@ def html_page(
     ]
     for kind, numbers in report["agreement"].items():
         intro = (
-            "Judged by a logistic regression that was fitted to real training cells alone. "
-            "Balanced accuracy: the mean over classes, which a guess cannot raise above its chance."
+            "Judged by a logistic regression that was fitted to real training cells alone. Balanced "
+            "accuracy is the mean over the classes that were asked for; chance is a guess among all."
         )
         sections.append(section(KINDS[kind], intro, _table({"": _agreement_lines(numbers)})))
     sections += [
