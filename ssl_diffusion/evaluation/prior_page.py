@@ -55,8 +55,9 @@ def html_page(
     ]
     for kind, numbers in report["agreement"].items():
         intro = (
-            "Judged by a logistic regression that was fitted to real training cells alone. Balanced "
-            "accuracy is the mean over the classes that were asked for; chance is a guess among all."
+            "Judged by a logistic regression that was fitted to real training cells alone. "
+            "Balanced accuracy is the mean over the classes that were asked for; chance is that of "
+            "a guess among all."
         )
         sections.append(section(KINDS[kind], intro, _table({"": _agreement_lines(numbers)})))
     sections += [
