@@ -75,7 +75,7 @@ def loss_curve(losses: list[tuple[int, float]]) -> bytes:
     axes.set(xlabel="training step", ylabel="denoising loss")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    return _png_of(figure)
+    return png_of(figure)
 
 
 def scatter_plot(
@@ -100,10 +100,11 @@ def scatter_plot(
     axes.tick_params(labelsize=10, color=MIDDLE, labelcolor=MIDDLE)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(MIDDLE)
-    return _png_of(figure)
+    return png_of(figure)
 
 
-def _png_of(figure: pyplot.Figure) -> bytes:
+def png_of(figure: pyplot.Figure) -> bytes:
+    """PNG of a figure, which is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     pyplot.close(figure)

@@ -19,6 +19,7 @@ LIBRARIES = (
     "numpy",
     "openslide-python",
     "safetensors",
+    "scikit-learn",
 )
 
 

@@ -1,0 +1,144 @@
+"""Sets of grids of embeddings as the measures of a prior see them, and intervals over whole grids.
+
+Cells of one grid depend on each other, so that every interval here is of a bootstrap over grids
+(Efron 1979; of clusters: Field & Welsh 2007): a grid is drawn with all its cells or not at all.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.evaluation.features import directions
+
+DRAWS = 1000
+COVERED = 0.95  # by an interval, of bootstrap draws
+
+
+@dataclasses.dataclass(frozen=True)
+class GridSet:
+    """Grids of embeddings (tokens end to end); of cells that are not `present` nothing is known.
+
+    Raises InputError for an embedding that is not finite: a NaN would lose every comparison, and
+    the prior would merely look poor.
+    """
+
+    cells: Float[np.ndarray, "n rows cols d"]
+    present: Bool[np.ndarray, "n rows cols"]
+
+    def __post_init__(self):
+        bad = ~np.isfinite(self.cells).all(axis=-1) & self.present
+        if bad.any():
+            raise InputError(
+                f"{bad.sum()} of {self.present.sum()} cells hold NaN or infinity (first in grid "
+                f"{np.argwhere(bad)[0][0]}), expected finite embeddings; make them again"
+            )
+
+    @classmethod
+    def whole(cls, cells: Float[np.ndarray, "n rows cols d"]) -> "GridSet":
+        """Grids without holes, as a prior samples them."""
+        return cls(cells, np.ones(cells.shape[:3], bool))
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, which: slice | Int[np.ndarray, " k"] | Bool[np.ndarray, " n"]):
+        return GridSet(self.cells[which], self.present[which])
+
+    def masked_as(self, other: "GridSet") -> "GridSet":
+        """The same grids with the holes of the others, in turn: like is compared with like."""
+        holes = other.present[np.arange(len(self)) % len(other)]
+        return GridSet(self.cells, self.present & holes)
+
+    def flat(self) -> Float[np.ndarray, "cells d"]:
+        """The cells that are present, grid by grid, row by row."""
+        return self.cells[self.present]
+
+    def directions(self, centre: Float[np.ndarray, " d"]) -> Float[np.ndarray, "n rows cols d"]:
+        """Unit vectors from the centre to each cell, zeros for cells that are not present."""
+        found = np.zeros_like(self.cells)
+        found[self.present] = directions(self.flat(), centre.astype(self.cells.dtype))
+        return found
+
+    def shuffled(self, seed: int = 0) -> "GridSet":
+        """All cells in an order of chance, across grids: what is left is how often each occurs."""
+        cells = self.cells.copy()
+        cells[self.present] = np.random.default_rng(seed).permutation(self.flat())
+        return GridSet(cells, self.present)
+
+
+@dataclasses.dataclass(frozen=True)
+class Basis:
+    """The leading principal components of real training cells, on which distances are taken.
+
+    A covariance of d dimensions from few cells says little. `deviation` is that of those cells
+    along each axis, `variance_share` how much of their variance the components keep.
+    """
+
+    mean: Float[np.ndarray, " d"]
+    axes: Float[np.ndarray, "k d"]
+    deviation: Float[np.ndarray, " k"]
+    variance_share: float
+
+    @classmethod
+    def of(cls, cells: Float[np.ndarray, "n d"], components: int) -> "Basis":
+        """From real training cells. Raises InputError below two cells."""
+        if len(cells) < 2:
+            raise InputError(f"{len(cells)} real cell(s) have no components, expected 2 or more")
+        values = cells.astype(np.float64)
+        mean = values.mean(axis=0)
+        variance, axes = np.linalg.eigh((values - mean).T @ (values - mean) / (len(values) - 1))
+        # An eigenvector's sign is chance: its largest entry is positive.
+        axes = axes.T[::-1][:components]
+        axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]
+        kept = np.maximum(variance[::-1][: len(axes)], 0)
+        share = float(kept.sum() / max(variance.sum(), 1e-300))
+        return cls(mean, axes, np.sqrt(kept), share)
+
+    def project(self, grids: GridSet) -> GridSet:
+        """The grids along the axes, from the mean; zeros for cells that are not present."""
+        cells = np.zeros((*grids.present.shape, len(self.axes)))
+        cells[grids.present] = (grids.flat() - self.mean) @ self.axes.T
+        return GridSet(cells, grids.present)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number and its 95 % interval, None where a single grid tells of none."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, value: float, draws: Float[np.ndarray, " draws"]) -> "Estimate":
+        """The percentile interval of bootstrap draws; draws that are NaN (no such cell) are not."""
+        draws = draws[np.isfinite(draws)]
+        if not len(draws) or not np.isfinite(value) or np.ptp(draws) == 0:
+            return cls(float(value), None, None)
+        tail = (1 - COVERED) / 2
+        low, high = np.quantile(draws, [tail, 1 - tail])
+        return cls(float(value), float(low), float(high))
+
+    @classmethod
+    def around(cls, value: float, draws: Float[np.ndarray, " draws"]) -> "Estimate":
+        """A distance, at least 0, with two standard errors of bootstrap draws on either side.
+
+        A resample holds grids twice, which raises every distance: only the draws' spread is used.
+        """
+        if len(draws) < 2 or (error := float(np.std(draws, ddof=1))) == 0:
+            return cls(float(value), None, None)
+        return cls(float(value), float(max(value - 1.96 * error, 0)), float(value + 1.96 * error))
+
+
+def resamples(count: int, draws: int = DRAWS, seed: int = 0) -> Int[np.ndarray, "draws count"]:
+    """How often each of `count` grids is in each bootstrap draw."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+
+
+def mean_over_cells(sums: Float[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> Estimate:
+    """The mean of what each grid has a sum and a count of, over all cells of all grids."""
+    weights = resamples(len(sums))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return Estimate.of(sums.sum() / counts.sum(), (weights @ sums) / (weights @ counts))
