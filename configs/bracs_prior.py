@@ -1,9 +1,9 @@
 """A prior of BRACS (Brancati et al. 2022) at 20x: grids of embeddings from labels, text or maps.
 
     python -m ssl_diffusion.prepare --config=configs/bracs_prior.py
-    python -m ssl_diffusion.train --config=configs/bracs_prior.py[:runlocal] --workdir=runs/bracs_prior
+    python -m ssl_diffusion.train --config=configs/bracs_prior.py[:runlocal] --workdir=runs/prior
 
-With it `generate --prior=runs/bracs_prior/model --model=runs/bracs/model --label=DCIS` needs no
+With it `generate --prior=runs/prior/model --model=runs/bracs/model --label=DCIS` needs no
 reference. Graikos et al. 2024 (arXiv 2312.07330) describe such an auxiliary model of embeddings
 given a condition and release none, so there is no number to compare with.
 Data: as of configs/bracs.py, embeddings alone, a patch every 128 px. Cells are 256 px (128 µm); the

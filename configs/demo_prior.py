@@ -1,4 +1,4 @@
-"""The demo's prior: p(grid of embeddings | label, text, painted map), of a slide and satellite scenes.
+"""The demo's prior: grids of embeddings from labels, text or maps, of a slide and satellite scenes.
 
     python -m ssl_diffusion.prepare --config=configs/demo_prior.py
     python -m ssl_diffusion.train --config=configs/demo_prior.py --workdir=runs/demo_prior
@@ -58,8 +58,8 @@ def get_config() -> ConfigDict:
     )
     config.model = ConfigDict(
         {
-            "architecture": {"width": 192, "depth": 4, "heads": 3},
-            "components": 64,  # principal components of the embeddings
+            "architecture": {"width": 192, "depth": 4, "heads": 6},
+            "components": 32,  # principal components of the embeddings
             "condition_dropout": 0.1,  # of all conditions together, for guidance
             "policy": {"params": "float32", "compute": "float32", "output": "float32"},
         }

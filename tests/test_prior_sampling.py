@@ -68,14 +68,13 @@ def prior():
     schedule = make_schedule("cosine", 1000)
     spec = {
         "kind": "prior",
-        "window": WINDOW,
         "embedding": {"tokens": 1, "dim": DIM},
         "conditions": {"label": {"classes": list(MEANS)}},
         "diffusion": {"prediction": "x0"},
         "sampling": {"steps": 40, "guidance": 1.0, "solver": "dpmpp", "stride": 2},
     }
     params = {"covariance": jnp.asarray(covariance), "means": means}
-    network = GridTransformer(width=4, depth=1, heads=1)
+    network = GridTransformer(WINDOW, width=4, depth=1, heads=1)
     return Known(network, GridConditioner(4, classes=2), params, whitening, {}, spec, schedule)
 
 

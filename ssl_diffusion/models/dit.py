@@ -78,7 +78,7 @@ class Block(nn.Module):
 
     `shared` is adaLN-single's projection of the timestep embedding: shift, scale, gate of the
     attention, then of the MLP. With None the block projects `embedding` by itself. `mask` says
-    which tokens of `x` are attended to; None is all.
+    which tokens of `x` are attended to (None is all), `bias` is added to the attention's logits.
     """
 
     heads: int
@@ -93,6 +93,7 @@ class Block(nn.Module):
         embedding: Float[Array, "b c"],
         shared: Float[Array, "b 6 c"] | None,
         mask: Bool[Array, "b 1 n"] | None = None,
+        bias: Float[Array, "heads n n"] | None = None,
     ) -> Float[Array, "b n c"]:
         width = x.shape[-1]
         if shared is None:
@@ -106,7 +107,7 @@ class Block(nn.Module):
         attention = partial(Attention, self.heads, qkv_bias=True, **options)
 
         y = modulated_norm(x, shift1, scale1, self.dtype)
-        x = x + gate1 * attention(out_init=XAVIER, name="attn1")(y, mask=mask)
+        x = x + gate1 * attention(out_init=XAVIER, name="attn1")(y, mask=mask, bias=bias)
         # PixArt-alpha: neither normalised nor gated, but zero at the start.
         x = x + attention(out_init=ZEROS, name="attn2")(x, inside(context, "attn2"))
         y = modulated_norm(x, shift2, scale2, self.dtype)

@@ -141,7 +141,8 @@ class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017) of `x` to `context`, or to itself without one.
 
     The output has the width of `x`, which `heads` must divide. Softmax is float32. Where `mask` is
-    False a token may not be attended to; every token must have one that it may attend to.
+    False a token may not be attended to; every token must have one that it may attend to. `bias` is
+    added to the logits.
     """
 
     heads: int
@@ -156,6 +157,7 @@ class Attention(nn.Module):
         x: Float[Array, "b n c"],
         context: Array | Projected | None = None,
         mask: Bool[Array, "b n m"] | Bool[Array, "b 1 m"] | None = None,
+        bias: Float[Array, "heads n m"] | None = None,
     ) -> Float[Array, "b n c"]:
         width = x.shape[-1]
         dense = partial(Dense, width, dtype=self.dtype)
@@ -179,6 +181,8 @@ class Attention(nn.Module):
         q = self._split(q * (width // self.heads) ** -0.5)
         k, v = self._split(k), self._split(v)
         logits = jnp.einsum("bhnf,bhmf->bhnm", q, k, preferred_element_type=jnp.float32)
+        if bias is not None:
+            logits = logits + bias
         if mask is not None:
             logits = jnp.where(mask[:, None], logits, -jnp.inf)
         weights = nn.softmax(logits).astype(v.dtype)

@@ -57,7 +57,7 @@ class Prior:
     @property
     def window(self) -> int:
         """Side of the largest grid it was trained on, cells."""
-        return self.spec["window"]
+        return self.network.window
 
     @property
     def tokens(self) -> int:

@@ -25,7 +25,7 @@ NEEDED = {  # fields of model.json, by kind of model
     + ("sampling",),
     "autoencoder": ("architecture", "latent"),
     "encoder": ("architecture", "image_size", "mean", "std", "embedding", "augmentation"),
-    "prior": ("architecture", "conditioner", "components", "window", "embedding", "patch_px")
+    "prior": ("architecture", "conditioner", "components", "embedding", "patch_px")
     + ("encoder_sha256", "mpp", "conditions", "diffusion", "sampling"),
     "text_encoder": ("architecture", "max_tokens", "embedding"),
 }

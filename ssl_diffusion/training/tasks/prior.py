@@ -47,15 +47,16 @@ class PriorTask(Task):
     """
 
     def __init__(self, config: ConfigDict, records: Records | None):
-        self.config, self.records = config, records
+        self.config, self.records, self.window = config, records, config.data.window
+        if not (type(self.window) is int and self.window > 0):
+            raise InputError(f"config.data.window is {self.window}, expected cells, 1 or more")
         policy = Policy(**config.model.policy)
         if policy.params != "float32" or not {*policy} <= PRECISIONS.keys():
             raise InputError(f"model.policy {policy}; expected float32 parameters, see PRECISIONS")
-        architecture = config.model.architecture.to_dict()
+        architecture = config.model.architecture.to_dict() | {"window": config.data.window}
         self.network = build(GridTransformer, architecture, jnp.dtype(policy.compute))
         self.conditioner = make_conditioner(config)
         self.objective = read_objective(config.diffusion.to_dict(), config.objective.to_dict())
-        self.window = config.data.window
         self.embedding = config.data.embedding.tokens, config.data.embedding.dim
         self.fields = ("embedding", "present", *condition_fields(config))
         self._check()
@@ -80,8 +81,6 @@ class PriorTask(Task):
     def _check(self) -> None:
         """Raises InputError now for what would else stop a run half-way."""
         config, sampling = self.config, self.config.sampling
-        if not (type(self.window) is int and self.window > 0):
-            raise InputError(f"config.data.window is {self.window}, expected cells, 1 or more")
         for name, value in (
             ("model.condition_dropout", config.model.condition_dropout),
             ("data.full_grids", config.data.full_grids),
@@ -263,10 +262,9 @@ class PriorTask(Task):
         }
         spec = {
             "kind": "prior",
-            "architecture": config.model.architecture.to_dict(),
+            "architecture": config.model.architecture.to_dict() | {"window": self.window},
             "conditioner": conditioner,
             "components": config.model.components,
-            "window": self.window,
             "embedding": {"tokens": self.embedding[0], "dim": self.embedding[1]},
             "encoder_sha256": metadata["recipe"].get("encoder_sha256"),
             "patch_px": metadata["patch_px"],
