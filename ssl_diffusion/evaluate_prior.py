@@ -77,9 +77,8 @@ def main() -> None:
         remarks.append("The prior takes vectors; that was not measured.")
     rows, cols = ROWS.value or prior.window, COLS.value or prior.window
     grids = open_grids(records, max(rows, cols), ("train", "test"))
-    centres = prior.extra.get("clusters")
     train, held_out = (
-        read_real(grids[name], rows, cols, kinds=tuple(classes), centres=centres)
+        read_real(grids[name], rows, cols, kinds=tuple(classes), clusters=prior.clusters)
         for name in ("train", "test")
     )
     sets = sample_sets(prior, classes, captions, train, held_out, SAMPLES.value, SEED.value)

@@ -5,12 +5,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from ssl_diffusion.data.grids import Grids
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.grids import GridSet
-from ssl_diffusion.prior.clusters import nearest_cluster
+from ssl_diffusion.prior.clusters import Clusters
 
 LEAST_PRESENT = 0.5  # of the cells of a grid that is measured with
 MOST_CELLS = 200_000  # of grids apart, about a GB of long embeddings
@@ -47,7 +47,7 @@ def read_real(
     cols: int,
     *,
     kinds: Sequence[str],
-    centres: Float[np.ndarray, "m d"] | None,
+    clusters: Clusters | None,
     seed: int = 0,
 ) -> RealGrids:
     """Grids of `rows` x `cols` cells that share no pixel; at least half of their cells present.
@@ -56,7 +56,7 @@ def read_real(
       grids: of one split, with a window of max(rows, cols).
       rows, cols: of the grids.
       kinds: of the classes that are wanted: "label", "label_map".
-      centres: of the clusters that the classes of "label_map" are; None where they are labels too.
+      clusters: that the classes of "label_map" are; None where they are labels too.
       seed: of the order.
 
     Raises:
@@ -76,11 +76,10 @@ def read_real(
     cells = np.where(present[..., None], flat[patches], 0).astype(np.float32)
     found = {}
     for kind in kinds:
-        if kind == "label_map" and centres is not None:
-            numbers = nearest_cluster(cells[..., None, :], np.asarray(centres))
-        elif "label" in grids.facts:
-            numbers = grids.facts["label"][patches]
-        else:
+        numbers = grids.facts["label"][patches] if "label" in grids.facts else None
+        if kind == "label_map" and clusters:
+            numbers = clusters.of(cells[..., None, :], numbers)
+        elif numbers is None:
             numbers = np.full(present.shape, -1)
         found[kind] = np.where(present, numbers, -1)
     return RealGrids(GridSet(cells, present), found)

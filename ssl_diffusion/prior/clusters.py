@@ -1,11 +1,13 @@
 """Classes of cells where nobody has drawn any: clusters of their embeddings."""
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float, Int
 
 from ssl_diffusion.errors import InputError
 
-NO_CLASS = -1  # owner of the clusters of records without labels
+NO_CLASS = -1  # label of the clusters of records without labels
 MOST = 50_000  # embeddings of a class that centres are fitted to
 
 # Of the classes of a label map, told apart by eye (Kelly's and Tableau's, mixed); further ones are
@@ -16,14 +18,42 @@ COLOURS = (
 ).split()
 
 
+class Clusters(NamedTuple):
+    """Classes of cells by the nearest of some unit vectors.
+
+    Attributes:
+      centres: [m, d] of the clusters.
+      labels: [m] the label of which each is a part, NO_CLASS of records without labels.
+    """
+
+    centres: Float[np.ndarray, "m d"]
+    labels: Int[np.ndarray, " m"]
+
+    def of(
+        self,
+        embedding: Float[np.ndarray, "*n tokens dim"],
+        label: Int[np.ndarray, "*n"] | None = None,
+    ) -> Int[np.ndarray, "*n"]:
+        """Index of the nearest centre of each embedding.
+
+        With `label`, the nearest of those that are parts of it; -1 if there are none.
+        """
+        unit = _unit(np.asarray(embedding, np.float32).reshape(*embedding.shape[:-2], -1))
+        # |u - c|^2 without u's own square, which is the same for all centres.
+        distance = np.sum(self.centres**2, -1) - 2 * unit @ self.centres.T
+        if label is not None:
+            distance = np.where(self.labels == label[..., None], distance, np.inf)
+        return np.where(np.isfinite(distance).any(-1), distance.argmin(-1), -1)
+
+
 def fit_clusters(
     embedding: Float[np.ndarray, "n tokens dim"],
     label: Int[np.ndarray, " n"],
     classes: tuple[str, ...],
     count: int,
     seed: int,
-) -> tuple[tuple[str, ...], Float[np.ndarray, "m d"], Int[np.ndarray, " m"]]:
-    """(names, centres, classes) of `count` clusters of each class, by k-means of unit vectors.
+) -> tuple[tuple[str, ...], Clusters]:
+    """(names, clusters): `count` clusters of each class, by k-means of unit vectors.
 
     Named "CLASS 0" and following, the largest first; "cell 0" where there are no classes. Raises
     InputError where a class has fewer embeddings than clusters.
@@ -51,26 +81,7 @@ def fit_clusters(
         owners += [owner] * count
         names += [f"{name} {number}" for number in range(count)]
         centres += list(found.cluster_centers_[largest_first])
-    return tuple(names), np.stack(centres).astype(np.float32), np.array(owners)
-
-
-def nearest_cluster(
-    embedding: Float[np.ndarray, "*n tokens dim"],
-    centres: Float[np.ndarray, "m d"],
-    label: Int[np.ndarray, "*n"] | None = None,
-    owner: Int[np.ndarray, " m"] | None = None,
-) -> Int[np.ndarray, "*n"]:
-    """Index of the nearest centre of each embedding.
-
-    With `label`, the nearest of the centres whose `owner` is that label, or -1 if it has none.
-    """
-    unit = _unit(np.asarray(embedding, np.float32).reshape(*embedding.shape[:-2], -1))
-    # |u - c|^2 without u's own square, which is the same for all centres.
-    distance = np.sum(centres**2, -1) - 2 * unit @ centres.T
-    if label is None or owner is None:
-        return distance.argmin(-1)
-    distance = np.where(owner == label[..., None], distance, np.inf)
-    return np.where(np.isfinite(distance).any(-1), distance.argmin(-1), -1)
+    return tuple(names), Clusters(np.stack(centres).astype(np.float32), np.array(owners))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

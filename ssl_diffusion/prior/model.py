@@ -20,6 +20,7 @@ from ssl_diffusion.models.build import build
 from ssl_diffusion.models.grid_conditioner import GridConditioner
 from ssl_diffusion.models.grid_transformer import GridTransformer
 from ssl_diffusion.prior.asked import Asked, check_asked
+from ssl_diffusion.prior.clusters import Clusters
 from ssl_diffusion.prior.vectors import standardise
 from ssl_diffusion.prior.whitening import Whitening
 from ssl_diffusion.weights.folder import WEIGHTS, read_params, read_spec
@@ -68,6 +69,14 @@ class Prior:
     def dim(self) -> int:
         """Of one token."""
         return self.spec["embedding"]["dim"]
+
+    @property
+    def clusters(self) -> Clusters | None:
+        """Which class of the label map a cell is of; None where these are labels, or none."""
+        if "clusters" not in self.extra:
+            return None
+        labels = self.spec["conditions"]["label_map"]["labels"]
+        return Clusters(np.asarray(self.extra["clusters"]), np.array(labels))
 
     def denoiser(self, guidance: float) -> Denoiser:
         """The denoiser of whitened grids under classifier-free guidance of that scale."""

@@ -14,7 +14,7 @@ from ssl_diffusion.data.records import Records
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.grid_conditioner import KINDS, GridConditioner
 from ssl_diffusion.prior.captions import choose, read_captions
-from ssl_diffusion.prior.clusters import colours, fit_clusters, nearest_cluster
+from ssl_diffusion.prior.clusters import colours, fit_clusters
 from ssl_diffusion.prior.vectors import fit_standard, read_vectors, standardise
 from ssl_diffusion.training.tasks import Batch
 from ssl_diffusion.weights.text_encoder import load_text_encoder
@@ -92,19 +92,19 @@ class GridConditions:
         self.spec["label"] = {"classes": list(self.classes)}
 
     def _add_label_map(self, settings: ConfigDict) -> None:
-        owner = np.arange(len(self.classes))
+        labels = np.arange(len(self.classes))
         if settings.clusters:
             train = self.grids["train"]
-            names, centres, owner = fit_clusters(
+            names, clusters = fit_clusters(
                 train.embedding,
                 self._fact("label", "train"),
                 self.classes,
                 settings.clusters,
                 self.config.seed,
             )
-            self.params["clusters"] = centres
+            self.params["clusters"], labels = clusters
             cells = {
-                split: nearest_cluster(grids.embedding, centres, self._fact("label", split), owner)
+                split: clusters.of(grids.embedding, self._fact("label", split))
                 for split, grids in self.grids.items()
             }
         else:
@@ -122,7 +122,7 @@ class GridConditions:
         self.spec["label_map"] = {
             "classes": list(self.map_classes),
             "colours": colours(len(names)),
-            "labels": owner.tolist(),  # the label of which each class is a part
+            "labels": labels.tolist(),  # the label of which each class is a part
             "clusters": settings.clusters,
         }
 
