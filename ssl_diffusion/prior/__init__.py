@@ -1,0 +1,1 @@
+"""p(grid | condition): grids of embeddings without a reference."""
