@@ -208,6 +208,14 @@ def test_a_cell_is_made_anew_if_any_of_its_pixels_is_white(tmp_path):
     np.testing.assert_array_equal(read_mask(path, 192, 138, 64, 64), expected)
 
 
+def test_a_white_pixel_that_lies_in_two_cells_is_of_both(tmp_path):
+    white = np.zeros((21, 31), bool)
+    white[3, 10] = True  # columns 62 to 68 of the image: its cells meet at 64
+    path = mask(tmp_path / "mask.png", white)
+    expected = [[True, True, False], [False, False, False]]
+    np.testing.assert_array_equal(read_mask(path, 192, 128, 64, 64), expected)
+
+
 def test_masks_of_another_aspect_or_without_white_are_refused(tmp_path):
     transparent = np.zeros((4, 6, 4), np.uint8)
     transparent[..., :3] = 255

@@ -37,10 +37,9 @@ SPEC = {
 class StandIn:
     """A prior whose grids are noise about a mean that labels move."""
 
-    tokens, dim, window = 1, 192, 4
+    tokens, dim, window, spec = 1, 192, 4, SPEC
 
-    def __init__(self, change=None):
-        self.spec = SPEC | (change or {})
+    def __init__(self):
         self.calls = []
 
     def sample(self, prior, asked, rows, cols, *, samples, seed, sampling, keep, start, progress):
@@ -101,7 +100,7 @@ def test_samples_have_their_own_grids_names_and_settings(run, prior, tmp_path):
     assert images[0].shape == (64, 130, 3) and grids[0].shape == (1, 3, 1, 192)
     assert grids[0].mean() == pytest.approx(0.75, abs=0.15)
     assert np.abs(images[0].astype(int) - images[1]).mean() > 5
-    (asked, sampling) = prior.calls[0]
+    asked, sampling = prior.calls[0]
     assert asked.label == {"tissue": 0.75, "glass": 0.25} and asked.text == "tissue"
     assert asked.vector.tolist() == [1, 2] and (sampling.steps, sampling.guidance) == (3, 1.5)
     found = settings(tmp_path / "a-1.ome.tif")

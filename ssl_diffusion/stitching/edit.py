@@ -4,7 +4,16 @@ What masked cells cover of the canvas is generated, from their embeddings and fr
 around it, which are the reference's and are kept (`inpainting.keep_known`). Decoded, those are not
 quite the reference's pixels any more. So around the masked cells the image goes over linearly, from
 what was decoded to the reference's own pixels, within half a patch: the mask's reach. Beyond it no
-pixel changes.
+pixel changes. The step across the border of a masked cell of the demo's slide (64 px, 30 places in
+tissue, 30 in glass), over the real image's step there, with the autoencoder alone. "Other" is
+harder than any denoiser will have it: latents of other tissue, put there as they are. Of glass that
+autoencoder never saw any, and real glass is flat.
+
+| px of going over      | 0    | 8    | 16   | 32   | 64   |
+| --------------------- | ---- | ---- | ---- | ---- | ---- |
+| own latents           | 0.84 | 0.64 | 0.63 | 0.63 | 0.63 |
+| other latents         | 2.03 | 1.24 | 1.21 | 1.19 | 1.18 |
+| own latents, in glass | 346  | 40   | 25   | 18   | 17   |
 
 Only windows that touch the mask have a say in it. They lie within a patch of it, and no more than
 that part of the canvas is made.
@@ -54,11 +63,9 @@ def edit_image(
         )
     model, factor = image.model, image.model.factor
     spacing = image.settings.grid_stride_px // factor
-    down = _around(
-        mask.any(axis=1), window_origins(image.height, image.window, spacing), image.window
-    )
-    right = _around(
-        mask.any(axis=0), window_origins(image.width, image.window, spacing), image.window
+    down, right = (
+        _around(masked, window_origins(size, image.window, spacing), image.window)
+        for masked, size in ((mask.any(axis=1), image.height), (mask.any(axis=0), image.width))
     )
     mask = mask[down.cells, right.cells]
     pixels = down.pixels(factor), right.pixels(factor)
