@@ -24,9 +24,9 @@ is left as it is. Grid k is sampled from --seed and k, its image from seed + k: 
 Editing: --mask makes a part of the reference anew, first in its grid, then on the canvas. Around
 the masked patches the image goes over to the reference's own pixels within half a patch; beyond,
 they are kept as they are (in a .png, a .zarr or with --compression=deflate: JPEG changes all).
---variation=S samples the whole grid, or with --mask the part, from the given one with so much noise
-on it; --blend_with=FILE --blend=T goes from the given grid to another, cell by cell on the arc
-between both.
+--variation=S samples the whole grid from the given one with so much noise on it, 1 being all anew;
+--blend_with=FILE --blend=T goes from the given grid to another, cell by cell on the arc between
+both.
 """
 
 import dataclasses

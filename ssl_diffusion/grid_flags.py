@@ -95,6 +95,8 @@ def _check_edit(given: flags.FlagValues) -> None:
         )
     if given.mask is not None and not given.reference:
         raise InputError("--mask is of --reference, whose pixels stay around it; give one")
+    if given.mask is not None and given.variation is not None:
+        raise InputError("--mask makes a part anew, --variation varies the whole; give one of them")
     if given.variation is not None and not base:
         raise InputError("--variation is of --reference or --grid; give one, or leave it out")
     if given.variation is not None and not 0 < given.variation <= 1:

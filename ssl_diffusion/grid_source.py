@@ -99,7 +99,7 @@ class GridSource:
         if not self.sampled:
             return grid[None]
         wanted, grid = self.sampled, None if grid is None else grid.astype(np.float32)
-        sampled = sample_grids(
+        return sample_grids(
             wanted.prior,
             wanted.asked,
             *self.cells,
@@ -110,10 +110,6 @@ class GridSource:
             start=None if wanted.strength is None else (grid, wanted.strength),
             progress=partial(bar, desc="grid", unit="evaluation"),
         )
-        if wanted.mask is None:
-            return sampled
-        # Whitened and back, what is kept would be so to rounding only.
-        return np.where(wanted.mask[..., None, None], sampled, grid)
 
 
 def open_source(given: flags.FlagValues, model: Model, seed: int, most_gb: float) -> GridSource:

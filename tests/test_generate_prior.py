@@ -50,7 +50,7 @@ class StandIn:
         if start:
             grids = [start[0] * (1 - start[1]) + start[1] * grid for grid in grids]
         if keep:
-            grids = [np.where(keep[1][..., None, None], grid, keep[0] + 1e-6) for grid in grids]
+            grids = [np.where(keep[1][..., None, None], grid, keep[0]) for grid in grids]
         return np.stack(list(progress(grids))).astype(np.float32)
 
 
@@ -256,6 +256,7 @@ EDITED = [PRIOR, f"--reference={SLIDE}", f"--region={REGION}"]
             ["of 2 rows and 3 columns, for a grid of 2 and 2"],
         ),
         ([*SIZED, "--text_encoder={tmp}"], ["--text_encoder is of --text"]),
+        ([*EDITED, "--mask={tmp}/white.png", "--variation=0.5"], ["give one of them"]),
         ([*EDITED, "--mask={tmp}/black.png"], ["has no white pixel"]),
         ([*EDITED, "--mask={tmp}/square.png"], ["of 4x4 px for an image of 448x320 px"]),
         ([*EDITED, "--mask={tmp}/white.png", "--max_canvas_gb=4e-4"], ["an edit of 448x320 px"]),
