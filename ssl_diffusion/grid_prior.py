@@ -57,7 +57,8 @@ def check_prior(spec: Mapping[str, Any], model: Model, folder: str, stride_px: i
                 f"a prior of embeddings with {name} {found}, a model with {expected}; {advice}"
             )
     encoder = demo.resolve(folder) / "encoder" / WEIGHTS
-    if spec["encoder_sha256"] and encoder.is_file() and sha256(encoder) != spec["encoder_sha256"]:
+    known = spec["encoder_sha256"]  # of model.json and of the weights; None of a function
+    if known and encoder.is_file() and sha256(encoder) not in known:
         raise InputError(f"a prior of another encoder's embeddings than the model's; {advice}")
     if spec["patch_px"] != model.patch_px:
         raise InputError(

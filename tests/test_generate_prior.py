@@ -15,13 +15,15 @@ from ssl_diffusion import cli, demo, generate, grid_source
 from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.files import sha256
 from ssl_diffusion.stitching.sweep import Sweep
+from ssl_diffusion.weights.folder import SPEC as SPEC_FILE
+from ssl_diffusion.weights.folder import WEIGHTS
 
 SLIDE = "demo:cmu_small_region.svs"
 REGION = "768,2048,448,320"
 CLASSES = ["glass", "tissue"]
 SPEC = {
     "embedding": {"tokens": 1, "dim": 192},
-    "encoder_sha256": sha256(demo.resolve(demo.ENCODER) / "weights.safetensors"),
+    "encoder_sha256": [sha256(demo.resolve(demo.ENCODER) / name) for name in (SPEC_FILE, WEIGHTS)],
     "patch_px": 64,
     "mpp": 0.5,
     "conditions": {
@@ -293,7 +295,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
             "a prior of embeddings with dim 64, a model with 192",
         ),
         ({"embedding": {"tokens": 2, "dim": 192}}, "with tokens 2, a model with 1"),
-        ({"encoder_sha256": "0" * 64}, "a prior of another encoder's embeddings"),
+        ({"encoder_sha256": ["0" * 64, "1" * 64]}, "a prior of another encoder's embeddings"),
         ({"patch_px": 32}, "a prior of 32 px patches, a model of 64 px"),
         ({"mpp": 1.0}, "a prior at 1 µm per pixel, a model at 0.5"),
         ({"conditions": {}}, "a label is asked for, .* it takes no condition"),
