@@ -110,6 +110,8 @@ def read_sampled(
         mask = read_mask(given.mask, *size, prior.spec["patch_px"], prior.spec["patch_px"])
     named = {"steps": given.prior_steps, "guidance": given.prior_guidance}
     changed = {name: value for name, value in named.items() if value is not None}
+    if mask is not None:
+        changed["solver"] = "ddim"  # as a part is sampled anew, see diffusion.inpainting
     sampling = read_sampling(dict(prior.spec["sampling"]) | changed)
     said = {
         "folder": given.prior,
