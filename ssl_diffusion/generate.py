@@ -1,7 +1,11 @@
-"""Generates a large image from the embeddings of a reference region, or from a saved grid of them.
+"""Generates a large image: from a reference's embeddings, from a saved grid, or without either.
 
 python -m ssl_diffusion.generate --model=DIR --reference=SLIDE --region=x,y,w,h --output=image.tif
 python -m ssl_diffusion.generate --model=DIR --grid=grid.npy --size=4096x4096 --output=image.ome.tif
+python -m ssl_diffusion.generate --model=DIR --prior=DIR --label=DCIS --size=2048x2048 \\
+    --output=image.tif
+python -m ssl_diffusion.generate --model=DIR --prior=DIR --reference=SLIDE --region=x,y,w,h \\
+    --mask=mask.png --output=image.png
 
 The name of the output chooses the format: .tif (tiled pyramid, as OpenSlide reads it), .ome.tif,
 .zarr (OME-Zarr) or .png; beside it goes a .json with the settings. A reference of a finer
@@ -11,6 +15,18 @@ gives the identical image. --grid_stride below the patch's size takes an embeddi
 instead of interpolating between patches. A canvas above --max_canvas_gb lies on disk, in a folder
 beside the output, and a run that was killed goes on from there when the same command is given
 again.
+
+--prior samples the grid, of what --label, --text, --vector and --label_map ask for, in any
+combination or none; --samples=N makes OUTPUT-0 to OUTPUT-(N-1), and what of these is there already
+is left as it is. Grid k is sampled from --seed and k, its image from seed + k: a grid saved with
+--save_grid and that seed give the same image again (but for --mask, which needs the reference).
+
+Editing: --mask makes a part of the reference anew, first in its grid, then on the canvas. Around
+the masked patches the image goes over to the reference's own pixels within half a patch; beyond,
+they are kept as they are (in a .png, a .zarr or with --compression=deflate: JPEG changes all).
+--variation=S samples the whole grid from the given one with so much noise on it, 1 being all anew;
+--blend_with=FILE --blend=T goes from the given grid to another, cell by cell on the arc between
+both.
 """
 
 import dataclasses
@@ -29,73 +45,29 @@ from absl import flags
 from tqdm import tqdm
 
 import ssl_diffusion
-from ssl_diffusion import cli
-from ssl_diffusion.data.picture import Picture
-from ssl_diffusion.data.slides import open_image
+from ssl_diffusion import cli, grid_flags
 from ssl_diffusion.devices import join_processes
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import remove, write_json
+from ssl_diffusion.grid_source import GridSource, open_source
 from ssl_diffusion.models.build import PRECISIONS
 from ssl_diffusion.sampling import define_flags, sampling_of
 from ssl_diffusion.stitching.decode import patch_tiling
+from ssl_diffusion.stitching.edit import edit_image
+from ssl_diffusion.stitching.jobs import Job, make_jobs
 from ssl_diffusion.stitching.large_image import LargeImage
-from ssl_diffusion.stitching.output import check_output, check_writable, disk_need, write_image
+from ssl_diffusion.stitching.output import disk_need, is_exact, write_image
 from ssl_diffusion.stitching.pyramid import build_levels
-from ssl_diffusion.stitching.reference import embed_region, load_grid, save_grid
 from ssl_diffusion.stitching.schemes import SCHEMES, WEIGHTS
-from ssl_diffusion.stitching.settings import (
-    Settings,
-    check_grid,
-    default_settings,
-    default_window_batch,
-    grid_cells,
-    grid_size,
-)
-from ssl_diffusion.stitching.sweep import PROGRESS, Sweep, check_disk
+from ssl_diffusion.stitching.settings import Settings, default_settings, default_window_batch
+from ssl_diffusion.stitching.sweep import Sweep, check_disk
 from ssl_diffusion.weights.model import Model, load_model
 
 FLAGS = flags.FlagValues()
 MODEL = flags.DEFINE_string(
     "model", None, "model folder, as train exports it", required=True, flag_values=FLAGS
 )
-REFERENCE = flags.DEFINE_string(
-    "reference", None, "slide or image whose patches are embedded", flag_values=FLAGS
-)
-REFERENCE_MPP = flags.DEFINE_float(
-    "reference_mpp",
-    None,
-    "µm per pixel of a --reference that does not say it itself",
-    lower_bound=1e-6,
-    flag_values=FLAGS,
-)
-REGION = flags.DEFINE_string(
-    "region",
-    None,
-    "x,y,w,h in px at the model's resolution; all of it by default",
-    flag_values=FLAGS,
-)
-LEVEL = flags.DEFINE_integer(
-    "level", None, "--region counts in px of this level", lower_bound=0, flag_values=FLAGS
-)
-MPP = flags.DEFINE_float(
-    "mpp", None, "--region counts in px of so many µm", lower_bound=1e-6, flag_values=FLAGS
-)
-GRID = flags.DEFINE_string(
-    "grid",
-    None,
-    "[rows, cols, tokens, dim] embeddings: .npy, .safetensors, .h5",
-    flag_values=FLAGS,
-)
-GRID_STRIDE = flags.DEFINE_integer(
-    "grid_stride",
-    None,
-    "px from cell to cell of the grid; the patch's size by default",
-    lower_bound=1,
-    flag_values=FLAGS,
-)
-SIZE = flags.DEFINE_string(
-    "size", None, "WxH px; the region's or the grid's own by default", flag_values=FLAGS
-)
+grid_flags.define_flags(FLAGS)
 define_flags(FLAGS)
 SCHEME = flags.DEFINE_enum(
     "scheme",
@@ -146,103 +118,89 @@ SAVE_GRID = flags.DEFINE_string(
 )
 
 
+EVALUATIONS = partial(tqdm, desc="generate", unit="evaluation")
+
+
 def main() -> None:
-    """Checks the input, embeds the reference (or reads the grid), stitches, writes the files."""
+    """Checks all that is asked for, makes the grids, stitches, writes the files."""
     check_flags()
     if MULTIHOST.value:
         join_processes()
-    output = Path(OUTPUT.value)
     model = load_model(MODEL.value, PRECISIONS[FLAGS.precision])
-    patch_px = model.patch_px
-    stride_px = GRID_STRIDE.value or patch_px
-    if REFERENCE.value:
-        picture, region = open_reference(model.mpp)
-        size = region[2:]
-        cells = tuple(grid_cells(length, patch_px, stride_px) for length in size[::-1])
-        tokens, dim = (model.spec["embedding"][name] for name in ("tokens", "dim"))
-        grid = np.zeros((*cells, tokens, dim), np.float32)  # until all that is asked for is checked
-    else:
-        picture, region = None, None
-        grid = load_grid(GRID.value)
-        check_grid(grid, model)
-        size = grid_size(grid.shape[:2], patch_px, stride_px)
-    if SIZE.value:
-        asked = cli.parse_numbers("size", SIZE.value, "x", 2, "width x height, as 512x384")
-        if region and asked != tuple(size):
-            raise InputError(
-                f"--size={SIZE.value} of a reference region of {size[0]}x{size[1]} px; leave it "
-                "out, or choose a --region of that size"
-            )
-        size = asked
-    width, height = size
-    settings = read_settings(model, stride_px)
-    image = LargeImage(model, grid, height, width, settings, read_window_batch())
-    in_memory = canvas_gb(image) <= MAX_CANVAS_GB.value
-    # A run that was killed while it wrote goes on too; work on another image is refused by Sweep.
-    begun = not in_memory and (unfinished(output) / PROGRESS).is_file()
-    overwrite = OVERWRITE.value or begun
-    check_output(output, width, height, overwrite=overwrite, compression=COMPRESSION.value)
-    beside = output.with_suffix(".json")
-    if beside.exists() and not overwrite:
-        raise InputError(f"{beside} exists already; give --overwrite or another name")
-    if SAVE_GRID.value:
-        check_writable(Path(SAVE_GRID.value), overwrite)
+    source = open_source(FLAGS, model, SEED.value, MAX_CANVAS_GB.value)
+    jobs = make_jobs(Path(OUTPUT.value), SAVE_GRID.value, source.samples)
+    settings = read_settings(model, source.stride_px)
+    # Of the last seed, and of no grid until all that is asked for is checked.
+    last = settings._replace(seed=settings.seed + source.samples - 1)
+    width, height = source.size
+    blank = LargeImage(model, source.placeholder, height, width, last, read_window_batch())
+    in_memory = canvas_gb(blank) <= MAX_CANVAS_GB.value
+    if source.mask is not None and not in_memory:
+        raise InputError(
+            f"an edit of {width}x{height} px takes {canvas_gb(blank):.3g} GB, above "
+            f"--max_canvas_gb={MAX_CANVAS_GB.value:g}: raise it, or give a smaller --region"
+        )
+    if source.mask is not None and not is_exact(jobs[0].output, COMPRESSION.value):
+        logging.warning(
+            "JPEG changes every pixel, those that are kept too: --compression=deflate, .png and "
+            ".zarr do not"
+        )
 
-    if picture:
-        bar = partial(tqdm, desc="embed", unit="patch")
-        embed = model.encoder.embed
-        grid = embed_region(picture.read, embed, region, patch_px, stride_px, bar)
-        image = dataclasses.replace(image, grid=grid)
-    if SAVE_GRID.value:
-        saved = Path(SAVE_GRID.value)
-        # A run that goes on finds the grid that it saved; another file there is not its own.
-        if not (begun and saved.exists() and np.array_equal(load_grid(saved), grid)):
-            check_writable(saved, OVERWRITE.value)
-            save_grid(saved, grid)
-    described = describe(image, region)
-    start = time.perf_counter()
-    (make_in_memory if in_memory else make_on_disk)(image, output, described)
-    seconds = time.perf_counter() - start
-    if jax.process_index() == 0:
-        write_json(beside, described | {"seconds": seconds})
-        if not in_memory:
-            remove(unfinished(output))
-    logging.info("%dx%d px in %.1f s: %s", width, height, seconds, output)
+    def goes_on(job: Job) -> bool:
+        return not in_memory and job.begun
+
+    def image_of(job: Job, grid: np.ndarray) -> tuple[LargeImage, dict[str, Any]]:
+        own = settings._replace(seed=settings.seed + job.number)
+        image = dataclasses.replace(blank, grid=grid, settings=own)
+        return image, describe(image, source, job)
+
+    if source.samples > 1 and not OVERWRITE.value:
+        jobs = [job for job in jobs if not job.is_made(image_of(job, source.placeholder)[1])]
+    for job in jobs:
+        job.check(width, height, COMPRESSION.value, OVERWRITE.value, goes_on(job))
+    grids = source.grids(tqdm) if jobs else []
+    for job in jobs:
+        grid = grids[job.number]
+        job.keep_grid(grid, OVERWRITE.value, goes_on(job))
+        image, described = image_of(job, grid)
+        start = time.perf_counter()
+        if source.mask is not None:
+            pixels = edit_image(image, source.reference(), source.mask, model.encode, EVALUATIONS)
+            write_pixels(job.output, pixels, described)
+        elif in_memory:
+            write_pixels(job.output, image.pixels(EVALUATIONS), described)
+        else:
+            make_on_disk(image, job, described)
+        seconds = time.perf_counter() - start
+        if jax.process_index() == 0:
+            write_json(job.beside, described | {"seconds": seconds})
+            if not in_memory:
+                remove(job.unfinished)
+        logging.info("%dx%d px in %.1f s: %s", width, height, seconds, job.output)
 
 
 def check_flags() -> None:
     """Raises InputError for flags that do not go together."""
-    if bool(REFERENCE.value) == bool(GRID.value):
-        raise InputError("give either --reference=IMAGE or --grid=FILE, and not both")
-    if REGION.value and not REFERENCE.value:
-        raise InputError("--region is a region of --reference; without one, leave it out")
-    if LEVEL.value is not None and MPP.value is not None:
-        raise InputError("--level and --mpp both say what --region counts in; give one")
+    grid_flags.check_flags(FLAGS)
     if SAVE_GRID.value and Path(SAVE_GRID.value).suffix != ".npy":
         raise InputError(f"--save_grid={SAVE_GRID.value} does not end in .npy; name the file so")
-    if (LEVEL.value is not None or MPP.value is not None) and not REGION.value:
-        raise InputError(
-            "--level and --mpp say what --region counts in; without one, leave them out"
-        )
-    if REFERENCE_MPP.value is not None and not REFERENCE.value:
-        raise InputError("--reference_mpp is of --reference; without one, leave it out")
-    for name in ("mpp", "reference_mpp", "max_canvas_gb"):
-        if not math.isfinite(FLAGS[name].value or 0.0):
-            raise InputError(f"--{name}={FLAGS[name].value}; expected a finite number")
+    if not math.isfinite(MAX_CANVAS_GB.value):
+        raise InputError(f"--max_canvas_gb={MAX_CANVAS_GB.value}; expected a finite number")
 
 
-def describe(image: LargeImage, region: tuple[int, int, int, int] | None) -> dict[str, Any]:
+def describe(image: LargeImage, source: GridSource, job: Job) -> dict[str, Any]:
     """What the image is made of, for its file and for the .json beside it."""
     settings = image.settings._asdict()
     if image.settings.scheme == "shifted":  # which has neither
         settings |= {"stride": None, "weights": None}
+    kept = {}
+    if source.mask is not None:
+        kept["kept_pixels_exact"] = is_exact(job.output, COMPRESSION.value)
     return {
         "model": MODEL.value,
         "model_sha256": image.model.sha256,
-        "reference": REFERENCE.value,
-        "reference_mpp": REFERENCE_MPP.value,
-        "region": region,
-        "grid": GRID.value,
+        **source.describe(job.number),
+        **kept,
         "width_px": image.width_px,
         "height_px": image.height_px,
         "mpp": image.model.spec["mpp"],
@@ -259,21 +217,20 @@ def describe(image: LargeImage, region: tuple[int, int, int, int] | None) -> dic
     }
 
 
-def make_in_memory(image: LargeImage, output: Path, described: dict[str, Any]) -> None:
-    """Samples on the devices and decodes; the first process writes."""
-    pixels = image.pixels(partial(tqdm, desc="generate", unit="evaluation"))
+def write_pixels(output: Path, pixels: np.ndarray, described: dict[str, Any]) -> None:
+    """Writes an image that is in memory; the first process does."""
     if jax.process_index() == 0:
         write(output, build_levels(pixels, None), described)
 
 
-def make_on_disk(image: LargeImage, output: Path, described: dict[str, Any]) -> None:
+def make_on_disk(image: LargeImage, job: Job, described: dict[str, Any]) -> None:
     """Samples and decodes band by band, in a folder that goes when the output is written."""
     if jax.process_count() > 1:
         raise InputError(
             f"a canvas of {canvas_gb(image):.1f} GB, above --max_canvas_gb, in "
             f"{jax.process_count()} processes; raise it, or run one process"
         )
-    folder = unfinished(output)
+    output, folder = job.output, job.unfinished
     sweep = Sweep(image, folder, described, int(MAX_CANVAS_GB.value * 1e9))
     need = sweep.disk_bytes + disk_need(output, image.width_px, image.height_px, COMPRESSION.value)
     logging.info("%.2f GB of disk needed, in %s and %s", need / 1e9, folder, output)
@@ -281,11 +238,6 @@ def make_on_disk(image: LargeImage, output: Path, described: dict[str, Any]) -> 
     pixels = sweep.run(patch_tiling(image.window), tqdm)
     levels = build_levels(pixels, folder, partial(tqdm, desc="pyramid", unit="band"))
     write(output, levels, described)
-
-
-def unfinished(output: Path) -> Path:
-    """The folder of the work on an image that does not fit the memory."""
-    return output.with_name(f"{output.name}.unfinished")
 
 
 def write(output: Path, levels: list[Any], described: dict[str, Any]) -> None:
@@ -326,26 +278,6 @@ def read_window_batch() -> int:
     if not re.fullmatch(r"[1-9][0-9]*", text):
         raise InputError(f"--window_batch={text}; expected auto, or a whole number above 0")
     return int(text)
-
-
-def open_reference(mpp: float) -> tuple[Picture, tuple[int, int, int, int]]:
-    """--reference at `mpp` µm per pixel, and --region in pixels of these, or all of it.
-
-    Raises InputError unless the region lies inside.
-    """
-    reference = open_image(REFERENCE.value)
-    picture = reference.at(mpp, REFERENCE_MPP.value)
-    if not REGION.value:
-        return picture, (0, 0, picture.width, picture.height)
-    region = cli.parse_numbers("region", REGION.value, ",", 4, "x,y,width,height in pixels")
-    scale = 1.0
-    if LEVEL.value is not None:
-        scale = reference.downsample(LEVEL.value) * picture.width / reference.width
-    elif MPP.value is not None:
-        scale = MPP.value / mpp
-    region = tuple(round(number * scale) for number in region)
-    picture.check_region(*region)
-    return picture, region
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from PIL import Image
 from ssl_diffusion import cli, generate
 from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.errors import InputError
+from ssl_diffusion.grid_source import open_reference
 from ssl_diffusion.stitching.output import write_image
 from ssl_diffusion.stitching.sweep import Sweep
 
@@ -141,7 +142,7 @@ def region(pyramid, *arguments):
     given = ["--model=m", "--output=o", f"--reference={pyramid}", *arguments]
     generate.FLAGS(["generate", *given])
     generate.check_flags()
-    return generate.open_reference(0.5)[1]
+    return open_reference(generate.FLAGS, 0.5)[1]
 
 
 def test_a_region_counts_in_pixels_of_the_model_of_a_level_or_of_a_size(pyramid):

@@ -1,6 +1,5 @@
 """Images through the autoencoder and back: the ceiling of every model that samples its latents."""
 
-import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -8,7 +7,7 @@ from jaxtyping import UInt8
 
 from ssl_diffusion.pixels import to_uint8
 from ssl_diffusion.stitching.decode import decode_canvas, patch_tiling
-from ssl_diffusion.stitching.windows import blend_weights, ramps, window_origins
+from ssl_diffusion.stitching.encode import encode_canvas
 
 BATCH = 32  # patches decoded at once
 
@@ -37,9 +36,6 @@ def reconstruct_region(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A large image through the autoencoder, decoded as the stitcher decodes its canvas.
 
-    It is encoded in tiles that overlap by half, their latents blended by linear ramps: an encoder's
-    memory is bounded, and what it makes of a tile's edge has no weight.
-
     Args:
       encode, decode: as for `reconstruct`.
       region: of any size; the edge is replicated up to whole latent pixels, and cropped again.
@@ -47,31 +43,6 @@ def reconstruct_region(
       tile_px: side of a tile, an even multiple of `factor`.
     """
     height, width, _ = region.shape
-    whole = np.pad(region, [(0, -height % factor), (0, -width % factor), (0, 0)], mode="edge")
-    size, axes = tile_px // factor, []
-    for length in whole.shape[:2]:
-        side = min(size, length // factor)
-        origins = window_origins(length // factor, side, max(1, side // 2))
-        weights = blend_weights(origins, ramps(side, side // 2))
-        axes.append(
-            [
-                (slice(origin, origin + side), weight)
-                for origin, weight in zip(origins, weights, strict=True)
-            ]
-        )
-    tiles = list(itertools.product(*axes))
-    codes = encode(
-        np.stack(
-            [whole[_px(rows, factor), _px(columns, factor)] for (rows, _), (columns, _) in tiles]
-        )
-    )
-    shape = whole.shape[0] // factor, whole.shape[1] // factor, codes.shape[-1]
-    canvas = np.zeros(shape, np.float32)
-    for ((rows, row_weight), (columns, column_weight)), code in zip(tiles, codes, strict=True):
-        canvas[rows, columns] += np.outer(row_weight, column_weight)[..., None] * code
-    image = decode_canvas(decode, canvas, factor, patch_tiling(size))
-    return image[:height, :width]
-
-
-def _px(latent: slice, factor: int) -> slice:
-    return slice(latent.start * factor, latent.stop * factor)
+    tile = tile_px // factor
+    canvas = encode_canvas(encode, region, factor, tile)
+    return decode_canvas(decode, canvas, factor, patch_tiling(tile))[:height, :width]

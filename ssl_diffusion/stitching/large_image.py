@@ -4,15 +4,17 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from ssl_diffusion.devices import all_devices
 from ssl_diffusion.diffusion.denoiser import Denoiser
+from ssl_diffusion.diffusion.inpainting import keep_known
 from ssl_diffusion.diffusion.plans import Plan
 from ssl_diffusion.diffusion.solvers import solve
 from ssl_diffusion.errors import InputError
@@ -36,6 +38,18 @@ from ssl_diffusion.stitching.windows import cell_positions, window_origins
 Progress = Callable[[Iterable], Iterable]
 
 
+class Kept(NamedTuple):
+    """A canvas of which a part stays as it is, see `inpainting.keep_known`.
+
+    Attributes:
+      latent: scaled.
+      mask: True is made anew.
+    """
+
+    latent: Float[np.ndarray, "h w c"]
+    mask: Bool[np.ndarray, "h w"]
+
+
 @dataclasses.dataclass(frozen=True)
 class LargeImage:
     """A large image to be made: everything that decides it, checked before anything compiles.
@@ -49,10 +63,11 @@ class LargeImage:
       settings: see `Settings`.
       window_batch: windows denoised at once on each device; it bounds the memory, whatever the
         canvas.
+      kept: of an edited image, the canvas outside of what is made anew.
 
     Raises:
       InputError: a grid that is not finite, does not fit the model or does not cover the image; an
-        image smaller than a patch; settings out of range.
+        image smaller than a patch; settings out of range; kept latents of another canvas.
     """
 
     model: PatchModel
@@ -61,6 +76,7 @@ class LargeImage:
     width_px: int
     settings: Settings
     window_batch: int
+    kept: Kept | None = None
 
     def __post_init__(self) -> None:
         check_grid(self.grid, self.model)
@@ -75,6 +91,7 @@ class LargeImage:
             self.model.factor,
         )
         window_origins(self.window, self.window, self.settings.stride)
+        self._check_kept()
         _ = self.plan, self.scheme, self.tile, self.denoisers
 
     @property
@@ -139,6 +156,14 @@ class LargeImage:
         """All devices; None where there is one."""
         return all_devices() if jax.device_count() > 1 else None
 
+    def _check_kept(self) -> None:
+        canvas = self.height, self.width, self.model.latent_channels
+        if self.kept and (self.kept.latent.shape, self.kept.mask.shape) != (canvas, canvas[:2]):
+            raise InputError(
+                f"kept latents of shape {list(self.kept.latent.shape)} and a mask of "
+                f"{list(self.kept.mask.shape)}; expected those of the canvas, {list(canvas)}"
+            )
+
     def noise(self, evaluation: int, first_row: int, rows: int) -> Float[Array, "rows width c"]:
         """Noise of canvas rows; the start noise is that of evaluation `noise.START`."""
         size = {"rows": rows, "width": self.width, "channels": self.model.latent_channels}
@@ -169,6 +194,10 @@ class LargeImage:
     def latent(self, progress: Progress | None = None) -> Float[Array, "h w c"]:
         """The scaled latent canvas, sampled on the devices; `progress` wraps the evaluations."""
         layout = tiles = context = None
+        kept = self.kept
+        if kept:
+            latent, mask = map(jnp.asarray, kept)
+            kept = self.replicated((latent[None], mask[None, ..., None]))
 
         def at(evaluation: int) -> tuple[Denoiser, PyTree]:
             nonlocal layout, tiles, context
@@ -177,7 +206,8 @@ class LargeImage:
                 cut = tiled(layout, self.tile)
                 tiles, context = self.replicated((cut, self.tiled_context(cut)))
             window, schedule = self.denoisers[evaluation], self.model.schedule
-            return stitched_denoiser(window, schedule, tiles, layout.step, self.mesh), context
+            canvas = stitched_denoiser(window, schedule, tiles, layout.step, self.mesh)
+            return keep_known(canvas, schedule, *kept) if kept else canvas, context
 
         def noise(evaluation: int, like: Array | None = None) -> Array:
             return self.replicated(self.noise(evaluation, 0, self.height)[None])

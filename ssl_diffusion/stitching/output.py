@@ -71,6 +71,20 @@ def check_output(
     check_writable(path, overwrite)
 
 
+def numbered(path: Path, number: int) -> Path:
+    """The name of one of several images: a number before the suffix, as image-0.ome.tif.
+
+    Raises InputError for a format that there is not.
+    """
+    suffix = _suffix(path)
+    return path.with_name(f"{path.name.removesuffix(suffix)}-{number}{suffix}")
+
+
+def is_exact(path: Path, compression: str | None) -> bool:
+    """Whether the file holds the very pixels. Raises InputError as `check_output`."""
+    return _compression(_suffix(path), compression) != "jpeg"
+
+
 def check_writable(path: Path, overwrite: bool) -> None:
     """Raises InputError unless something can be written there; makes nothing."""
     if path.exists() and not overwrite:

@@ -213,6 +213,9 @@ class Sweep:
     ) -> None:
         """The solver's step of finished rows, in pieces of one size: one program for all."""
         image, size = self.image, self.image.window
+        if image.kept:
+            latent, mask = (part[first : first + len(x0)] for part in image.kept)
+            x0 = np.where(mask[..., None], x0, latent)
         weights = jnp.asarray(image.plan.weights[evaluation], jnp.float32)
         for start in range(0, len(x0), size):
             piece = x0[start : start + size]
