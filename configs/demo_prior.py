@@ -24,13 +24,13 @@ def get_config() -> ConfigDict:
     config.task = "prior"
     config.init_from = ""
     config.seed = 0
-    config.steps = 2500
+    config.steps = 4000
     config.batch_size = 32
     config.accumulation = 1  # parts of the batch, one after the other
     config.log_every = 50
     config.checkpoint_every = 500
     config.keep_checkpoints = 2
-    config.sample_every = 1500
+    config.sample_every = 2000
     config.mesh = ConfigDict({"fsdp": 1})
 
     config.data = ConfigDict(
