@@ -1,4 +1,4 @@
-"""What ships with the package: a real slide, its split, and the small encoder and autoencoder.
+"""What ships with the package: a real slide, its split, and small models made of it.
 
 Anywhere a path is expected, `demo:NAME` means the file or folder NAME of this package, so that
 configs and records never hold a path of one machine.
@@ -11,6 +11,7 @@ SLIDE = PREFIX + "cmu_small_region.svs"
 SPLIT = PREFIX + "split.json"
 ENCODER = PREFIX + "encoder"
 AUTOENCODER = PREFIX + "autoencoder"
+PRIOR = PREFIX + "prior"
 
 
 def resolve(path: str | Path) -> Path:

@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 from ml_collections import ConfigDict
+from PIL import Image
 
 from ssl_diffusion.data.grids import Grids, open_grids
 from ssl_diffusion.data.records import Records
 from ssl_diffusion.diffusion.loss import denoising_loss, read_objective
 from ssl_diffusion.diffusion.sampling import read_sampling
 from ssl_diffusion.errors import InputError
+from ssl_diffusion.files import replacing
 from ssl_diffusion.models.build import PRECISIONS, Policy, build
 from ssl_diffusion.models.grid_transformer import GridTransformer
 from ssl_diffusion.prior.asked import Asked
+from ssl_diffusion.prior.legend import legend, spread_over
 from ssl_diffusion.prior.model import Prior, init_prior, whitening_shapes
 from ssl_diffusion.prior.sampling import sample_grids
 from ssl_diffusion.prior.whitening import Whitening, fit_whitening
@@ -34,6 +37,7 @@ from ssl_diffusion.weights.folder import write_model
 PICTURED = 8  # grids of each kind
 PICTURE_CELL_PX = 12
 MEASURED_CHUNK, MEASURED_DRAWS = 32, 4  # held-out grids at once; noise draws of each
+LEGEND = "label_map.png"  # in the folder of a prior that can be asked for label maps
 FITTED = 100_000  # embeddings that the whitening is fitted to
 
 
@@ -252,6 +256,19 @@ class PriorTask(Task):
         model = self._model(params, trained)
         arrays = model.params | {"whitening": model.whitening._asdict()} | dict(model.extra)
         write_model(folder, model.spec, arrays)
+        if "label_map" in model.spec["conditions"]:
+            with replacing(folder / LEGEND) as temporary:
+                Image.fromarray(self._legend(model.spec["conditions"]["label_map"])).save(
+                    temporary, "png"
+                )
+
+    def _legend(self, told: dict[str, Any]) -> np.ndarray:
+        grids = self.grids["train"]
+        images = self.records.source("train", ("image",))
+        chosen = spread_over(grids.facts["cell"], len(told["classes"]))
+        rows = [grids.facts["row"][patches].tolist() for patches in chosen]
+        patches = [[images[row]["image"] for row in own] for own in rows]
+        return legend(told["classes"], told["colours"], patches)
 
     def _model(self, params: PyTree, trained: dict[str, Any] | None = None) -> Prior:
         config, metadata = self.config, self.records.metadata
