@@ -102,6 +102,7 @@ def fit_standard(
             f"measurements of {worst} below 0, and config.model.vector.log1p takes their "
             "logarithm; set it to False"
         )
-    scaled = np.log1p(values) if log1p else values
-    std = scaled.std(0)
-    return scaled.mean(0).astype(np.float32), np.where(std > 0, std, 1.0).astype(np.float32)
+    scaled = np.log1p(values, dtype=np.float64) if log1p else values.astype(np.float64)
+    mean, std = scaled.mean(0), scaled.std(0)
+    varies = std > 1e-6 * np.abs(mean)  # below it is float32's rounding of a constant
+    return mean.astype(np.float32), np.where(varies, std, 1.0).astype(np.float32)
