@@ -60,7 +60,9 @@ CAPTIONS = flags.DEFINE_string(
 TEXT_ENCODER = flags.DEFINE_string(
     "text_encoder", None, "its folder; as the prior says by default", flag_values=FLAGS
 )
-SEED = flags.DEFINE_integer("seed", 0, "of the samples", flag_values=FLAGS)
+SEED = flags.DEFINE_integer(
+    "seed", 0, "of the samples", lower_bound=0, upper_bound=2**31, flag_values=FLAGS
+)
 
 
 def main() -> None:
@@ -152,11 +154,16 @@ def check_records(prior: Prior, records: Records) -> None:
             f"records of {records.metadata['patch_px']} px patches; the prior makes embeddings of "
             f"{prior.spec['patch_px']} px: use the records it was trained on"
         )
-    known, labels = prior.spec["conditions"].get("label"), records.metadata.get("classes")
-    if known and known["classes"] != labels:
+    if records.metadata["mpp"] != prior.spec["mpp"]:
         raise InputError(
-            f"records with the classes {', '.join(labels or ()) or 'none'}; the prior knows "
-            f"{', '.join(known['classes'])}: use the records it was trained on"
+            f"records at {records.metadata['mpp']} µm per pixel, a prior at {prior.spec['mpp']}; "
+            "use the records it was trained on"
+        )
+    known, labels = prior.spec["labels"], [*(records.metadata.get("classes") or ())]
+    if known != labels:
+        raise InputError(
+            f"records with the classes {', '.join(labels) or 'none'}; those that the prior was "
+            f"trained on had {', '.join(known) or 'none'}: use these"
         )
 
 

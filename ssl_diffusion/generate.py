@@ -127,7 +127,7 @@ def main() -> None:
     if MULTIHOST.value:
         join_processes()
     model = load_model(MODEL.value, PRECISIONS[FLAGS.precision])
-    source = open_source(FLAGS, model, SEED.value, MAX_CANVAS_GB.value)
+    source = open_source(FLAGS, model, SEED.value)
     jobs = make_jobs(Path(OUTPUT.value), SAVE_GRID.value, source.samples)
     settings = read_settings(model, source.stride_px)
     # Of the last seed, and of no grid until all that is asked for is checked.
@@ -155,14 +155,17 @@ def main() -> None:
         return image, describe(image, source, job)
 
     if source.samples > 1 and not OVERWRITE.value:
-        jobs = [job for job in jobs if not job.is_made(image_of(job, source.placeholder)[1])]
+        made = [job for job in jobs if job.is_made(image_of(job, source.placeholder)[1])]
+        jobs = [job for job in jobs if job not in made]
+        for job in made:
+            logging.info("%s is there already, with these settings", job.output)
     for job in jobs:
         job.check(width, height, COMPRESSION.value, OVERWRITE.value, goes_on(job))
     grids = source.grids(tqdm) if jobs else []
     for job in jobs:
         grid = grids[job.number]
-        job.keep_grid(grid, OVERWRITE.value, goes_on(job))
         image, described = image_of(job, grid)
+        job.keep_grid(grid, OVERWRITE.value)
         start = time.perf_counter()
         if source.mask is not None:
             pixels = edit_image(image, source.reference(), source.mask, model.encode, EVALUATIONS)

@@ -42,6 +42,12 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     text("text_encoder", help="of --text: folder of the encoder; the prior's own by default")
     count("samples", default=1, help="of --prior: images, OUTPUT-0 and on", lower_bound=1)
     count("prior_steps", help="of its solver; the prior's own by default", lower_bound=1)
+    number(
+        "max_grid_gb",
+        default=4.0,
+        help="GB of memory that sampled grids may take, about",
+        lower_bound=0.0,
+    )
     number("prior_guidance", help="scale w, 1 is none; the prior's own by default", lower_bound=0.0)
     # Editing
     text("mask", help=".png: what is white of --reference is made anew by --prior, the rest stays")
@@ -68,7 +74,7 @@ def check_flags(given: flags.FlagValues) -> None:
         )
     if given.reference_mpp is not None and not given.reference:
         raise InputError("--reference_mpp is of --reference; without one, leave it out")
-    for name in ("mpp", "reference_mpp", "prior_guidance", "variation", "blend"):
+    for name in ("mpp", "reference_mpp", "max_grid_gb", "prior_guidance", "variation", "blend"):
         if not math.isfinite(given[name].value or 0.0):
             raise InputError(f"--{name}={given[name].value}; expected a finite number")
     _check_prior(given)

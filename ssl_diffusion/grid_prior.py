@@ -19,7 +19,7 @@ from ssl_diffusion.weights.folder import WEIGHTS
 from ssl_diffusion.weights.model import Model
 
 SAME_MPP = 0.005  # relative
-COPIES = 4  # float32 arrays of a grid's size that sampling holds at once, about
+COPIES = 8  # float32 arrays of a grid's size that sampling holds at once, about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,6 @@ def read_sampled(
     size: tuple[int, int],
     cells: tuple[int, int],
     seed: int,
-    most_gb: float,
 ) -> Sampled:
     """What the flags ask of the prior, for an image of `size` px and a grid of so many cells.
 
@@ -90,21 +89,22 @@ def read_sampled(
       size: (width, height), pixels.
       cells: (rows, cols).
       seed: of the samples.
-      most_gb: memory that the grids may take while they are sampled, GB.
 
     Raises:
       InputError: a grid above it, before anything is allocated; a file that cannot be used; what
         the prior was not trained with.
     """
     need = 4e-9 * math.prod(cells) * prior.tokens * prior.dim * (COPIES - 1 + given.samples)
-    if need > most_gb:
+    if need > given.max_grid_gb:
         raise InputError(
             f"a grid of {cells[0]} rows and {cells[1]} columns takes {need:.3g} GB while it is "
-            f"sampled, above --max_canvas_gb={most_gb:g}; raise it, or ask for a smaller --size or "
-            "fewer --samples"
+            f"sampled, above --max_grid_gb={given.max_grid_gb:g}; raise it, or ask for a smaller "
+            "--size or fewer --samples"
         )
     asked = _asked(given, prior.spec, cells)
     check_asked(asked, prior.spec, *cells)
+    if asked.text is not None:
+        prior.embed_text(asked.text)  # says now if it cannot
     mask = None
     if given.mask is not None:
         mask = read_mask(given.mask, *size, prior.spec["patch_px"], prior.spec["patch_px"])

@@ -15,10 +15,11 @@ import numpy as np
 from absl import flags
 from jaxtyping import Bool, Float, UInt8
 
-from ssl_diffusion import cli
+from ssl_diffusion import cli, demo
 from ssl_diffusion.data.picture import Picture
 from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.errors import InputError
+from ssl_diffusion.files import sha256
 from ssl_diffusion.grid_prior import Sampled, check_prior, read_sampled
 from ssl_diffusion.prior.model import load_prior
 from ssl_diffusion.prior.painted import painted_size
@@ -112,14 +113,13 @@ class GridSource:
         )
 
 
-def open_source(given: flags.FlagValues, model: Model, seed: int, most_gb: float) -> GridSource:
+def open_source(given: flags.FlagValues, model: Model, seed: int) -> GridSource:
     """The source that the flags of `grid_flags` say.
 
     Args:
       given: the flags, checked by `grid_flags.check_flags`, with --model.
       model: the image model.
       seed: of what a prior samples.
-      most_gb: memory that a prior's grids may take while they are sampled, GB.
 
     Raises:
       InputError: a file that cannot be used, or what does not fit the model or each other.
@@ -160,13 +160,17 @@ def open_source(given: flags.FlagValues, model: Model, seed: int, most_gb: float
         region,
         grid,
         _blend(given, model, cells),
-        read_sampled(given, prior, size, cells, seed, most_gb) if prior else None,
+        read_sampled(given, prior, size, cells, seed) if prior else None,
         {
             "reference": given.reference,
             "reference_mpp": given.reference_mpp,
             "region": region,
+            # A slide of gigabytes is not read for its hash.
+            "reference_bytes": given.reference and demo.resolve(given.reference).stat().st_size,
             "grid": given.grid,
+            "grid_file_sha256": given.grid and sha256(given.grid),
             "blend_with": given.blend_with,
+            "blend_with_sha256": given.blend_with and sha256(given.blend_with),
             "blend": given.blend,
         },
     )

@@ -226,7 +226,10 @@ EDITED = [PRIOR, f"--reference={SLIDE}", f"--region={REGION}"]
         ([*SIZED, "--vector={tmp}/nan.csv"], ["no finite number for MYC (nan)"]),
         ([PRIOR, "--label_map={tmp}/red.png"], ["#ff0000 at x=1, y=0", "#e41a1c a"]),
         ([*SIZED, "--label_map={tmp}/red.png"], ["2x1 px for a grid of 2 columns and 2 rows"]),
-        ([PRIOR, "--size=1000000x1000000"], ["takes 750 GB", "--max_canvas_gb=4; raise it"]),
+        (
+            [PRIOR, "--size=1000000x1000000"],
+            [" GB while it is sampled", "--max_grid_gb=4; raise it"],
+        ),
         ([*SIZED, "--samples=2000000"], ["ask for a smaller --size or fewer --samples"]),
         ([*SIZED, "--size=63x128"], ["63x128 px; expected at least one patch"]),
         ([*SIZED, "--size=-5x0"], ["expected at least one patch"]),

@@ -69,3 +69,13 @@ def test_records_without_neighbours_are_refused(tmp_path):
     assert len(open_grids(records, 1)["train"]) == 3
     with pytest.raises(InputError, match="none of test to read|none of 'test'"):
         open_grids(records, 2, ("test",))
+
+
+def test_patches_without_places_make_grids_of_one_cell(tmp_path):
+    """As those of a TFDS data set, which all lie at 0, 0."""
+    at_once = [("s.png", np.full((1, 1, 2), float(i)), {}) for i in range(3)]
+    records = open_records(write(tmp_path / "records", {"train": at_once}, dim=2))
+    single = open_grids(records, 1)["train"]
+    assert [single[i]["embedding"].max() for i in range(3)] == [0, 1, 2]
+    with pytest.raises(InputError, match="3 patches lie at 1 places.*window to 1"):
+        open_grids(records, 2)

@@ -205,7 +205,10 @@ def test_vectors_are_recovered_on_held_out_ones(tmp_path):
         (lambda c: c.data.embedding.update({"dim": 5}), r"embeddings of \[1, 4\].*says \[1, 5\]"),
         (lambda c: c.data.update({"mix": (("a", 1.0),)}), "config.data.mix is of denoisers"),
         (lambda c: c.data.update({"full_grids": 2.0}), "full_grids is 2.0"),
-        (lambda c: c.sampling.update({"stride": 4}), "stride 4; expected 1 to 3"),
+        (
+            lambda c: c.sampling.update({"stride": 4}),
+            "config.sampling.stride is 4, expected 1 to 3",
+        ),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(gaussian, change, match):

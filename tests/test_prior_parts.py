@@ -148,6 +148,7 @@ def test_rows_belong_to_sources_or_to_patches(tmp_path):
         ("source,A,A\ns,1,2\n", "begin with the columns source, A, A"),
         ("source,A\n", "has no rows"),
         ("source,A\ns,nan\n", "line 2: 1 numbers, 0 of them finite"),
+        ("source,A\ns,1e39\n", "line 2: 1 numbers, 0 of them finite"),
         ("source,A\ns,1\ns,2\n", "line 3: .*is there already"),
         ("source,A\ns,1,2\n", "line 2: 2 numbers"),
         ("source,A\ns,x\n", "line 2: could not convert"),
@@ -164,12 +165,13 @@ def test_measurements_are_standardised_by_those_of_training():
     values = np.exp(np.random.default_rng(0).standard_normal((500, 3))).astype(np.float32) - 0.05
     values = np.maximum(values, 0)
     values[:, 2] = 1.1
-    mean, std = fit_standard(values, True, ("A", "B", "C"))
-    found = standardise(values, mean, std, True)
+    values = np.concatenate([values, np.full((1, 3), 9, np.float32)])  # not of training
+    mean, std = fit_standard(values, np.arange(500), True, ("A", "B", "C"))
+    found = standardise(values[:500], mean, std, True)
     np.testing.assert_allclose(found.mean(0), 0, atol=1e-3)
     np.testing.assert_allclose(found.std(0), [1, 1, 0], atol=1e-3)  # a constant stays 0
     with pytest.raises(InputError, match="measurements of B below 0"):
-        fit_standard(np.array([[1.0, -1.0]]), True, ("A", "B"))
+        fit_standard(np.array([[1.0, 1.0], [1.0, -1.0]]), np.arange(1), True, ("A", "B"))
 
 
 # Networks

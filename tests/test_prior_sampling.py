@@ -181,3 +181,30 @@ def test_what_cannot_be_sampled_is_refused(prior, given, match):
     sizes = {"rows": 2, "cols": 2} | given
     with pytest.raises(InputError, match=match):
         sample_grids(prior, Asked(), **sizes)
+
+
+def test_a_weak_variation_keeps_what_the_components_do_not_hold(prior):
+    """Of a whitening of two of four components, half of what is lost is half of the variation's."""
+    few, _ = fit_whitening(draw(np.random.default_rng(0), "a", 2000, 1, 1).reshape(-1, 1, DIM), 2)
+    bare = dataclasses.replace(prior, whitening=few)
+    grid = draw(np.random.default_rng(2), "a", 1, 2, 2)[0][:, :, None].astype(np.float32)
+
+    def lost(found):
+        return found - few.to_embedding(few.to_white(found), 1)
+
+    object.__setattr__(bare, "denoiser", lambda guidance: keeps_all(prior.schedule))
+    for strength in (0.25, 1.0):
+        found = sample_grids(bare, Asked(), 2, 2, start=(grid, strength))[0]
+        np.testing.assert_allclose(lost(found), (1 - strength) * lost(grid), atol=1e-3)
+
+
+def keeps_all(schedule):
+    """A denoiser that predicts what it sees, of any number of components."""
+    null = {"tokens": jnp.zeros((1, DIM))}
+    return make_denoiser(Same(), (), schedule, "x0", null, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Same:
+    def __call__(self, params, x, timestep, context):
+        return x

@@ -33,7 +33,8 @@ class Grids:
       sources: names of the images.
       texts: all that patches say.
       source, x, y: of each patch: index of its image and pixels of its corner.
-      embedding: of each patch; held in memory, 3 GB for a million patches of 1536 numbers.
+      embedding: of each patch; held in memory, 3 GB for a million patches of 1536 numbers, and
+        twice that while they are read.
       facts: whole numbers of each patch by name: "row" (its record), "label", "text" (an index in
         `texts`), and what is added by `with_facts`; -1 is unknown.
       order: the patches whose grids these are. One may come several times.
@@ -53,7 +54,13 @@ class Grids:
 
     def __post_init__(self) -> None:
         places = zip(self.source.tolist(), self.x.tolist(), self.y.tolist(), strict=True)
-        object.__setattr__(self, "_at", {place: index for index, place in enumerate(places)})
+        at = {place: index for index, place in enumerate(places)}
+        if self.window > 1 and len(at) < len(self.source):
+            raise InputError(
+                f"{self.name}: {len(self.source)} patches lie at {len(at)} places, so that which "
+                "are neighbours is not known; set config.data.window to 1 for single embeddings"
+            )
+        object.__setattr__(self, "_at", at)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -71,6 +78,8 @@ class Grids:
     def patches(self, index: int) -> Int[np.ndarray, "window window"]:
         """Which patches a grid is of, -1 where there is none."""
         first = int(self.order[index])
+        if self.window == 1:  # where patches lie does not matter, and may not be known
+            return np.array([[first]])
         source, x, y = int(self.source[first]), int(self.x[first]), int(self.y[first])
         steps = [step * self.spacing_px for step in range(self.window)]
         found = [[self._at.get((source, x + dx, y + dy), -1) for dx in steps] for dy in steps]
@@ -83,9 +92,9 @@ class Grids:
         return f"{self.name} grid {index}, {source} at x={self.x[first]} y={self.y[first]}"
 
     def balanced(self, fact: str) -> "Grids":
-        """Grids of which every value of a fact begins about as many.
+        """Grids of which every value of a fact begins about as many; those not known are one more.
 
-        Those of a rarer value come several times, in whole numbers.
+        Those of a rarer value come several times, the nearest whole number.
         """
         values, counts = np.unique(self.facts[fact][self.order], return_counts=True)
         repeats = dict(zip(values.tolist(), np.round(counts.max() / counts), strict=True))

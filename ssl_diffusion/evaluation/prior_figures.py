@@ -106,7 +106,8 @@ def coherence_figure(curves: Mapping[str, Mapping[str, Coherence]]) -> bytes:
                 )
         panel.axhline(0, color=MIDDLE, linewidth=0.6)
         panel.set_title(name.replace("$", r"\$"), fontsize=9)
-        panel.set_xscale("log", base=2)
+        if curve.distances:  # a grid of one cell has none
+            panel.set_xscale("log", base=2)
         panel.set_xticks(curve.distances, [str(distance) for distance in curve.distances])
         panel.set_xlabel("distance in cells", fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)

@@ -102,7 +102,7 @@ def read_label(text: str, classes: Sequence[str]) -> dict[str, float]:
     if len(set(names)) < len(names):
         raise InputError(f"label {text} names a class twice; name each once")
     numbers = [1.0 if part is None else _number(part) for part in parts]
-    total = math.fsum(numbers)
+    total = sum(numbers)
     if not all(number > 0 for number in numbers) or not math.isfinite(total):
         raise InputError(f"label {text}: expected parts that are finite numbers above 0")
     return {name: number / total for name, number in zip(names, numbers, strict=True)}
@@ -147,6 +147,8 @@ def _named_values(path: Path, names: Sequence[str]) -> list[tuple[str, str]]:
         raise InputError(f"vector {path} is no CSV file ({error}); save it as one") from None
     lines = [line for line in lines if any(line)]
     widths = {len(line) for line in lines}
+    if widths == {1} and any(mark in lines[0][0] for mark in ";\t"):
+        raise InputError(f"vector {path} has no commas; separate names and values by commas")
     # Two lines of two cells are lines of names and of values only if the first holds names alone.
     if len(lines) == 2 and len(widths) == 1 and (widths != {2} or lines[0][1] in names):
         return list(zip(*lines, strict=True))

@@ -73,7 +73,7 @@ def fit_clusters(
         if len(members) < count:
             raise InputError(
                 f"{len(members)} training patches of {name!r} for {count} clusters; expected more: "
-                "set config.model.label_map.clusters lower"
+                "set config.conditions.label_map.clusters lower"
             )
         members = members[np.linspace(0, len(members) - 1, min(MOST, len(members))).astype(int)]
         found = KMeans(count, n_init=4, random_state=seed).fit(members)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from ssl_diffusion import demo
 from ssl_diffusion.diffusion.denoiser import Denoiser, make_denoiser
@@ -103,7 +103,7 @@ class Prior:
             shares = [asked.label.get(name, 0.0) for name in known["label"]["classes"]]
             conditions["label"] = np.array([shares], np.float32)
         if asked.text is not None:
-            conditions["text"] = self._embed(asked.text)
+            conditions["text"] = self.embed_text(asked.text)
         if asked.vector is not None:
             moments = self.extra["vector"]
             values = np.asarray(asked.vector, np.float32)[None]
@@ -123,7 +123,12 @@ class Prior:
         said = {kind: jnp.asarray(array) for kind, array in conditions.items()}
         return _condition(self.conditioner, self.params["conditioner"], nothing | said, given)
 
-    def _embed(self, text: str) -> np.ndarray:
+    def embed_text(self, text: str) -> Float[np.ndarray, "1 dim"]:
+        """What the text encoder makes of a sentence.
+
+        Raises InputError for another text encoder than the prior was trained with, and a text that
+        it does not take.
+        """
         told = self.spec["conditions"]["text"]
         encoder = load_text_encoder(self.text_encoder or told["encoder"])
         if encoder.sha256 != told["encoder_sha256"]:

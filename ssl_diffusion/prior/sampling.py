@@ -62,6 +62,8 @@ def sample_grids(
         DDIM; the others are those of the grid, but for rounding.
       start: (grid, strength): the grid is noised to this share of the steps, above 0 and up to 1,
         and denoised (SDEdit, Meng et al. 2022, arXiv 2108.01073): 1 is a sample like any other.
+        To the nearest step, at least one. What the whitening's components do not hold is kept by
+        the part 1 - strength.
       progress: wraps the evaluations of the network.
 
     Raises:
@@ -96,6 +98,11 @@ def sample_grids(
     found = np.concatenate(parts)
     if keep:  # exactly: whitening lost what the components do not hold
         found = np.where(keep[1][..., None, None], found, keep[0].astype(np.float32))
+    if start:
+        grid, strength = start
+        white = prior.whitening.to_white(grid.astype(np.float32))
+        lost = grid - np.asarray(prior.whitening.to_embedding(white, prior.tokens))
+        found = found + np.float32(1 - strength) * lost.astype(np.float32)
     return found
 
 

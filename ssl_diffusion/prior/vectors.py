@@ -59,12 +59,13 @@ def read_vectors(path: str | Path) -> Vectors:
             "source, or source, x and y, and then a column of its own for each measurement"
         )
     rows: dict[tuple[str | int, ...], int] = {}
-    values: list[list[float]] = []
+    values: list[np.ndarray] = []
     for number, line in lines[1:]:
         try:
             source, *corner = line[: len(place)]
             key = (source, *(int(pixels) for pixels in corner))
-            row = [float(value) for value in line[len(place) :]]
+            with np.errstate(over="ignore"):
+                row = np.array([float(value) for value in line[len(place) :]], np.float32)
         except ValueError as error:
             raise InputError(f"vectors {path}, line {number}: {error}; expected numbers") from None
         if len(row) != len(names) or not np.isfinite(row).all():
@@ -78,7 +79,7 @@ def read_vectors(path: str | Path) -> Vectors:
         values.append(row)
     if not rows:
         raise InputError(f"vectors {path} has no rows; expected one for each source or patch")
-    return Vectors(names, rows, np.array(values, np.float32))
+    return Vectors(names, rows, np.stack(values))
 
 
 def standardise(
@@ -93,16 +94,23 @@ def standardise(
 
 
 def fit_standard(
-    values: Float[np.ndarray, "n names"], log1p: bool, names: tuple[str, ...]
+    values: Float[np.ndarray, "n names"],
+    trained: Int[np.ndarray, " k"],
+    log1p: bool,
+    names: tuple[str, ...],
 ) -> tuple[Float[np.ndarray, " names"], Float[np.ndarray, " names"]]:
-    """(mean, std) for `standardise`; InputError for a negative number under log1p."""
+    """(mean, std) of the rows `trained`, for `standardise`.
+
+    Raises InputError for a negative number in any row under log1p.
+    """
     if log1p and (values < 0).any():
         worst = names[int(np.argmin(values.min(0)))]
         raise InputError(
-            f"measurements of {worst} below 0, and config.model.vector.log1p takes their "
+            f"measurements of {worst} below 0, and config.conditions.vector.log1p takes their "
             "logarithm; set it to False"
         )
-    scaled = np.log1p(values, dtype=np.float64) if log1p else values.astype(np.float64)
+    scaled = values[trained].astype(np.float64)
+    scaled = np.log1p(scaled) if log1p else scaled
     mean, std = scaled.mean(0), scaled.std(0)
     varies = std > 1e-6 * np.abs(mean)  # below it is float32's rounding of a constant
     return mean.astype(np.float32), np.where(varies, std, 1.0).astype(np.float32)

@@ -44,8 +44,10 @@ class Job(NamedTuple):
         return (self.unfinished / PROGRESS).is_file()
 
     def is_made(self, described: dict[str, Any]) -> bool:
-        """Whether the image is there, with these settings beside it."""
+        """Whether the image is there, with these settings beside it, and the grid if asked for."""
         if not (self.output.exists() and self.beside.is_file()):
+            return False
+        if self.grid and not self.grid.exists():
             return False
         found = read_json(self.beside, "settings of an image")
         wanted = json.loads(json.dumps(described))  # as they come back: tuples are lists
@@ -62,10 +64,10 @@ class Job(NamedTuple):
         check_output(self.output, width, height, overwrite=overwrite, compression=compression)
         if self.beside.exists() and not overwrite:
             raise InputError(f"{self.beside} exists already; give --overwrite or another name")
-        if self.grid:
+        if self.grid and not self.grid.exists():
             check_writable(self.grid, overwrite)
 
-    def keep_grid(self, grid: np.ndarray, overwrite: bool, goes_on: bool) -> None:
+    def keep_grid(self, grid: np.ndarray, overwrite: bool) -> None:
         """Writes the grid, if asked for.
 
         A run that goes on finds the grid that it saved. Raises InputError where another file is
@@ -73,7 +75,7 @@ class Job(NamedTuple):
         """
         if not self.grid:
             return
-        if goes_on and self.grid.exists() and np.array_equal(load_grid(self.grid), grid):
+        if self.grid.exists() and np.array_equal(load_grid(self.grid), grid):
             return
         check_writable(self.grid, overwrite)
         save_grid(self.grid, grid)

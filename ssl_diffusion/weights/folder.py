@@ -26,7 +26,7 @@ NEEDED = {  # fields of model.json, by kind of model
     "autoencoder": ("architecture", "latent"),
     "encoder": ("architecture", "image_size", "mean", "std", "embedding", "augmentation"),
     "prior": ("architecture", "conditioner", "components", "embedding", "patch_px")
-    + ("encoder_sha256", "mpp", "conditions", "diffusion", "sampling"),
+    + ("encoder_sha256", "mpp", "labels", "conditions", "diffusion", "sampling"),
     "text_encoder": ("architecture", "max_tokens", "embedding"),
 }
 

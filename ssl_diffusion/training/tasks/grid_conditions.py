@@ -1,5 +1,6 @@
 """What the grids of a batch are conditioned on: read from the records, drawn anew for each use."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from ssl_diffusion.training.tasks import Batch
 from ssl_diffusion.weights.text_encoder import load_text_encoder
 
 FIELDS = {"label": "classes", "text": "text", "vector": "vector", "label_map": "map_classes"}
+ASKED = {  # of a kind, in the config
+    "label": ("size", "dropout"),
+    "text": ("size", "dropout", "encoder", "captions"),
+    "vector": ("size", "dropout", "file", "log1p"),
+    "label_map": ("size", "dropout", "partial", "clusters"),
+}
 # Facts of the grids (see data.grids.Grids) that a kind of condition is read from.
 FACTS = {"label": "label", "text": "caption", "vector": "vector", "label_map": "cell"}
 
@@ -32,6 +39,10 @@ def make_conditioner(config: ConfigDict) -> GridConditioner:
             f"config.conditions has {', '.join(unknown)}; the kinds are {', '.join(KINDS)}"
         )
     for kind in conditions:
+        if missing := [name for name in ASKED[kind] if name not in conditions[kind]]:
+            raise InputError(
+                f"config.conditions.{kind} lacks {', '.join(missing)}; see configs/demo_prior.py"
+            )
         if not 0 <= conditions[kind].dropout < 1:
             raise InputError(
                 f"config.conditions.{kind}.dropout is {conditions[kind].dropout}, expected a share "
@@ -111,12 +122,18 @@ class GridConditions:
             names = self.classes
             cells = {split: self._fact("label", split) for split in self.grids}
         renamed = settings.names.to_dict() if "names" in settings else {}
+        told = [*(renamed.get(name, name) for name in names)]
+        if settings.clusters and len({*told, *self.classes}) < len(told) + len(self.classes):
+            raise InputError(
+                f"config.conditions.label_map.names gives the classes {', '.join(told)}; expected "
+                f"all different, and none of the labels {', '.join(self.classes)}"
+            )
         if unknown := sorted(renamed.keys() - {*names}):
             raise InputError(
                 f"config.conditions.label_map.names has {', '.join(unknown)}; the classes are "
                 f"{', '.join(names)}"
             )
-        self.map_classes = tuple(renamed.get(name, name) for name in names)
+        self.map_classes = tuple(told)
         self._check_size("label_map", len(names))
         self._add_fact("cell", cells)
         self.spec["label_map"] = {
@@ -130,15 +147,30 @@ class GridConditions:
         table = read_vectors(settings.file)
         self._check_size("vector", len(table.names))
         rows = {split: table.of(grids) for split, grids in self.grids.items()}
-        used = np.unique(rows["train"][rows["train"] >= 0])
-        if not len(used):
+        missing = sum(int((own < 0).sum()) for own in rows.values())
+        every = np.concatenate([*rows.values()])
+        used = np.unique(every[every >= 0])
+        if not (rows["train"] >= 0).any():
             raise InputError(
                 f"vectors {settings.file} name none of the records' sources or patches, such as "
                 f"{self.grids['train'].sources[0]}; use the names in sources.jsonl"
             )
-        mean, std = fit_standard(table.values[used], settings.log1p, table.names)
+        if missing:
+            patches = sum(len(own) for own in rows.values())
+            logging.warning(
+                "%d of %d patches have no row in %s: they have no vector",
+                missing,
+                patches,
+                settings.file,
+            )
+        values = table.values[used]  # what nothing here has is neither looked at nor an error
+        renumbered = np.full(len(table.rows) + 1, -1)  # the last is that of -1
+        renumbered[used] = np.arange(len(used))
+        rows = {split: renumbered[own] for split, own in rows.items()}
+        trained = np.unique(rows["train"][rows["train"] >= 0])
+        mean, std = fit_standard(values, trained, settings.log1p, table.names)
         self.params["vector"] = {"mean": mean, "std": std}
-        self.frozen["vectors"] = standardise(table.values, mean, std, settings.log1p)
+        self.frozen["vectors"] = standardise(values, mean, std, settings.log1p)
         self._add_fact("vector", rows)
         self.spec["vector"] = {"names": list(table.names), "log1p": settings.log1p}
 
@@ -210,7 +242,8 @@ def draw_conditions(
                 conditions[kind] = jnp.einsum("bhw,bhwk->bk", weight, one_hot)
             case "vector":
                 weight, has = share(known)
-                conditions[kind] = jnp.einsum("bhw,bhwk->bk", weight, frozen["vectors"][fact])
+                vectors = frozen["vectors"][jnp.maximum(fact, 0)]  # of weight 0 where not known
+                conditions[kind] = jnp.einsum("bhw,bhwk->bk", weight, vectors)
             case "text":
                 known &= frozen["counts"][fact] > 0
                 has = known.any((1, 2))

@@ -23,7 +23,6 @@ from ssl_diffusion.prior.legend import legend, spread_over
 from ssl_diffusion.prior.model import Prior, init_prior, whitening_shapes
 from ssl_diffusion.prior.sampling import sample_grids
 from ssl_diffusion.prior.whitening import Whitening, fit_whitening
-from ssl_diffusion.stitching.windows import window_origins
 from ssl_diffusion.training.state import example_keys
 from ssl_diffusion.training.tasks import MEASURED, Batch, Examples, Task, Terms
 from ssl_diffusion.training.tasks.grid_conditions import (
@@ -97,10 +96,19 @@ class PriorTask(Task):
                 "set, and set config.data.balance to see each class as often"
             )
         read_sampling(sampling.to_dict()).plan(self.objective.schedule)
-        window_origins(self.window, self.window, sampling.stride)
+        if not 1 <= sampling.stride <= self.window:
+            raise InputError(
+                f"config.sampling.stride is {sampling.stride}, expected 1 to {self.window} cells, "
+                "config.data.window"
+            )
         jax.eval_shape(self.init, jax.random.key(0))
 
     def _check_records(self, grids: dict[str, Grids]) -> None:
+        if "train" not in grids or len(grids) == 1:
+            raise InputError(
+                f"records in {self.records.folder} have the splits {', '.join(grids)}; expected "
+                "train, and test or val"
+            )
         found = grids["train"].embedding.shape[1:]
         if found != self.embedding:
             raise InputError(
@@ -212,7 +220,7 @@ class PriorTask(Task):
         return colours.repeat(PICTURE_CELL_PX, 0).repeat(PICTURE_CELL_PX, 1)
 
     def _held_out(self) -> Grids:
-        return self.grids["test" if "test" in self.grids else "train"]
+        return self.grids["test" if "test" in self.grids else "val"]
 
     def measure(self, params: PyTree) -> dict[str, int | float]:
         """Held-out loss with the right conditions, without any, and with another grid's."""
@@ -286,6 +294,7 @@ class PriorTask(Task):
             "encoder_sha256": metadata["recipe"].get("encoder_sha256"),
             "patch_px": metadata["patch_px"],
             "mpp": metadata["mpp"],
+            "labels": list(self.conditions.classes),
             "conditions": self.conditions.spec,
             "diffusion": config.diffusion.to_dict(),
             "sampling": config.sampling.to_dict(),
