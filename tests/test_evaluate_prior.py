@@ -74,6 +74,8 @@ def prior_of(window: int = 4, **changes) -> Prior:
         "embedding": {"tokens": 1, "dim": DIM},
         "encoder_sha256": "e",
         "patch_px": PATCH,
+        "mpp": 0.5,
+        "labels": list(CLASSES),
         "conditions": {
             "label": {"classes": list(CLASSES)},
             "text": {"encoder": "minilm"},
@@ -195,10 +197,9 @@ def test_page_is_self_contained_and_escapes_names(monkeypatch, records, train_gr
         ({"embedding": {"tokens": 2, "dim": DIM}}, r"shape \[1, 8\]; the prior makes \[2, 8\]"),
         ({"encoder_sha256": "f"}, "of another encoder"),
         ({"patch_px": 16}, "records of 8 px patches; .* 16 px"),
-        (
-            {"conditions": {"label": {"classes": ["a"]}}},
-            "classes tissue, land <b>; the prior .* a:",
-        ),
+        ({"mpp": 0.25}, "records at 0.5 µm per pixel, a prior at 0.25"),
+        ({"labels": ["a"]}, "classes tissue, land <b>; those that the prior .* had a:"),
+        ({"labels": []}, "had none"),
         ({"conditions": {}}, "not trained with text"),
         ({"window": 20}, r"0 grid\(s\) of 20 x 20 cells"),
         ({"captions": {"else": ["x"]}}, "of else; the classes are"),

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-SHOWN = 10  # patches of a class
+SHOWN = 6  # patches of a class
 ROW_PX, NAME_PX, TEXT_PX, GAP_PX = 64, 220, 15, 4
 INK, PAPER = (38, 34, 32), (255, 255, 255)
 
