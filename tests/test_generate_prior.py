@@ -304,3 +304,24 @@ def test_a_prior_of_other_embeddings_than_the_model_takes_is_refused(
     with pytest.raises(SystemExit):
         run(*SIZED, "--label=tissue", "--output={tmp}/x.png")
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_samples_of_another_grid_are_not_taken_for_made(run, prior, tmp_path):
+    np.save(tmp_path / "g.npy", np.ones((2, 2, 1, 192), np.float32))
+    varied = PRIOR, "--grid={tmp}/g.npy", "--variation=0.5", "--samples=2", "--output={tmp}/a.png"
+    run(*varied)
+    run(*varied, "--save_grid={tmp}/s.npy", "--overwrite")
+    first = pixels(tmp_path / "a-0.png")
+    np.save(tmp_path / "g.npy", -np.ones((2, 2, 1, 192), np.float32))
+    with pytest.raises(SystemExit):
+        run(*varied)
+    np.testing.assert_array_equal(pixels(tmp_path / "a-0.png"), first)
+
+
+def test_a_grid_that_is_asked_for_later_is_not_forgotten(run, prior, tmp_path):
+    asked = PRIOR, "--size=64x64", "--samples=2", "--output={tmp}/a.png"
+    run(*asked)
+    with pytest.raises(SystemExit):  # the images are there, their grids are not
+        run(*asked, "--save_grid={tmp}/s.npy")
+    run(*asked, "--save_grid={tmp}/s.npy", "--overwrite")
+    assert np.load(tmp_path / "s-1.npy").shape == (1, 1, 1, 192)
