@@ -71,11 +71,15 @@ class GridConditions:
         self.spec: dict[str, Any] = {}
         self.classes = tuple(records.metadata.get("classes") or ())
         self.map_classes: tuple[str, ...] = ()
-        for kind in KINDS:  # text after labels and maps would be: captions speak of both
-            if kind in config.conditions and kind != "text":
-                getattr(self, f"_add_{kind}")(config.conditions[kind])
-        if "text" in config.conditions:
-            self._add_text(config.conditions.text)
+        add = {  # text last: captions speak of labels and of maps
+            "label": self._add_label,
+            "label_map": self._add_label_map,
+            "vector": self._add_vector,
+            "text": self._add_text,
+        }
+        for kind, add_kind in add.items():
+            if kind in config.conditions:
+                add_kind(config.conditions[kind])
 
     def _check_size(self, kind: str, found: int) -> None:
         size = self.config.conditions[kind].size
