@@ -140,6 +140,11 @@ class Swin(nn.Module):
         """Channels of the embedding."""
         return self.width * 2 ** (len(self.depths) - 1)
 
+    @property
+    def patch_dim(self) -> int:
+        """Channels of a position after the last norm."""
+        return self.dim
+
     def __call__(self, image: Float[Array, "b size size 3"]) -> Float[Array, "b 1 {self.dim}"]:
         return self.with_patches(image)[0]
 

@@ -72,6 +72,11 @@ def _recognise(path: Path) -> str:
         return "inception"
     if swin.recognise(names):
         return "swin"
+    if text.recognise(names) and recognise(names):
+        raise InputError(
+            f"{path} holds a text encoder and an image encoder, the two towers of a CLIP; say "
+            "which to take: --layout=vit that of images, --layout=text that of texts"
+        )
     if text.recognise(names):
         return "text"
     if recognise(names):
