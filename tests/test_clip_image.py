@@ -59,7 +59,9 @@ def whole(tmp_path):
     tensors |= {key.replace("layers.1.", "layers.2."): t for key, t in layers.items()}
     write_tensors(folder / "model.safetensors", tensors)
     texts = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 3}
-    config = {"text_config": texts, "vision_config": oracle.manifest(NAME)[1], "projection_dim": 32}
+    images = oracle.manifest(NAME)[1]
+    del images["num_hidden_layers"]
+    config = {"text_config": texts, "vision_config": images, "projection_dim": 32}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
