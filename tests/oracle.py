@@ -52,6 +52,9 @@ def tensors(name: str, prefix: str = "") -> dict[str, np.ndarray]:
     if "running_var" in config:  # which says abs(tensor) + 0.5
         for key in [key for key in drawn if key.endswith("running_var")]:
             drawn[key] = np.abs(drawn[key]) + np.float32(0.5)
+    if "conv.weight" in config:  # which says tensor * 1.8
+        for key in [key for key in drawn if key.endswith("conv.weight")]:
+            drawn[key] = drawn[key] * np.float32(1.8)
     return {key.removeprefix(prefix): array for key, array in drawn.items()}
 
 

@@ -37,7 +37,7 @@ class SSLEncoder:
     @property
     def patch_tokens(self) -> tuple[int, int]:
         """How many patch tokens the network has at its `image_size`, and their dimension."""
-        return (self.spec["image_size"] // self.network.patch_size) ** 2, self.network.dim
+        return (self.spec["image_size"] // self.network.patch_size) ** 2, self.network.patch_dim
 
     def embed(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n tokens dim"]:
         """Embeddings as the network gives them (not normalised).

@@ -14,31 +14,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.models.layers import MLP, Dense
+from ssl_diffusion.models.layers import MLP, BatchStatistics, Dense
 
 STEM_PX = 4  # two convolutions of stride 2
 EPSILON = 1e-5  # of every norm, as published
 LARGEST_WINDOW = 32
 APART = -100.0  # logit between positions that the shift made neighbours, as published
-
-
-class BatchStatistics(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) in inference form.
-
-    Mean and variance are parameters: they come with a trained network and are not updated.
-    """
-
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
-        mean = self.param("mean", nn.initializers.zeros, channels)
-        variance = self.param("var", nn.initializers.ones, channels)
-        factor = scale / jnp.sqrt(variance + EPSILON)
-        return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
 
 
 class WindowAttention(nn.Module):
@@ -159,6 +140,11 @@ class Swin(nn.Module):
         """Channels of the embedding."""
         return self.width * 2 ** (len(self.depths) - 1)
 
+    @property
+    def patch_dim(self) -> int:
+        """Channels of a position after the last norm."""
+        return self.dim
+
     def __call__(self, image: Float[Array, "b size size 3"]) -> Float[Array, "b 1 {self.dim}"]:
         return self.with_patches(image)[0]
 
@@ -198,7 +184,8 @@ class Swin(nn.Module):
                 dtype=self.dtype,
                 name=f"stem_conv_{index}",
             )(x)
-            x = nn.relu(BatchStatistics(dtype=self.dtype, name=f"stem_norm_{index}")(x))
+            norm = BatchStatistics(EPSILON, dtype=self.dtype, name=f"stem_norm_{index}")
+            x = nn.relu(norm(x))
         x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name="patch_embed")(x)
         return nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="patch_norm")(x)
 

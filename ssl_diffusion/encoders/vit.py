@@ -1,7 +1,8 @@
 """Vision Transformer (Dosovitskiy et al. 2021) with a patch or a convolutional stem.
 
 One network for the published encoders: LayerScale (Touvron et al. 2021, arXiv 2103.17239), gated
-MLP (Shazeer 2020, arXiv 2002.05202), registers (Darcet et al. 2024, arXiv 2309.16588) are options.
+MLP (Shazeer 2020, arXiv 2002.05202), registers (Darcet et al. 2024, arXiv 2309.16588) are options,
+and so is what the image tower of CLIP (Radford et al. 2021, arXiv 2103.00020) has besides.
 """
 
 from functools import partial
@@ -14,12 +15,12 @@ from jax.lax import Precision
 from jaxtyping import Array, Bool, Float
 
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.models.layers import MLP, Attention, GroupNorm, SwiGLU
+from ssl_diffusion.models.layers import MLP, Attention, Dense, GroupNorm, SwiGLU
 
 CHOICES = {
     "stem": ("patch", "conv"),
     "pooling": ("class", "mean"),
-    "mlp": ("gelu", "swiglu"),
+    "mlp": ("gelu", "quick_gelu", "swiglu"),
     "prefix_positions": ("none", "class", "all"),
     "resize": ("bicubic", "offset", "antialias"),
 }
@@ -66,7 +67,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Normalised image [b, size, size, 3] -> embedding [b, 1, width].
+    """Normalised image [b, size, size, 3] -> embedding [b, 1, dim].
 
     Attributes:
       image_size: px, of the table of positions; at another size they are interpolated.
@@ -76,13 +77,17 @@ class ViT(nn.Module):
       mlp_ratio: hidden features of the MLP over `width`.
       pooling: "class" gives the class token after the last norm, "mean" the mean of the patch
         tokens (there is no class token then).
-      mlp: "gelu", or "swiglu" with as many gates as hidden features.
+      mlp: "gelu", "quick_gelu", or "swiglu" with as many gates as hidden features.
       layer_scale: whether every residual branch is multiplied by a learned vector.
       registers: how many learned tokens stand between the class token and the patches.
       prefix_positions: which of the tokens before the patches have a learned position besides:
         "none", "class" (the class token alone), "all".
       resize: how the positions of the patches are interpolated, as `interpolation` has it.
       epsilon: of every LayerNorm.
+      pre_norm: whether the tokens are normalised before the first block too; the patch embedding
+        has no bias then.
+      projection: channels that the embedding is projected to, without a bias; 0 leaves it as wide
+        as the tokens.
 
     Raises InputError for an option that is none of these.
     """
@@ -101,6 +106,8 @@ class ViT(nn.Module):
     prefix_positions: str = "class"
     resize: str = "bicubic"
     epsilon: float = 1e-6
+    pre_norm: bool = False
+    projection: int = 0
     dtype: Any = jnp.float32
 
     def __post_init__(self):
@@ -119,15 +126,20 @@ class ViT(nn.Module):
     @property
     def dim(self) -> int:
         """Channels of the embedding."""
+        return self.projection or self.width
+
+    @property
+    def patch_dim(self) -> int:
+        """Channels of a patch token."""
         return self.width
 
-    def __call__(self, image: Float[Array, "b size size 3"]) -> Float[Array, "b 1 c"]:
+    def __call__(self, image: Float[Array, "b size size 3"]) -> Float[Array, "b 1 {self.dim}"]:
         return self.with_patches(image)[0]
 
     @nn.compact
     def with_patches(
         self, image: Float[Array, "b size size 3"]
-    ) -> tuple[Float[Array, "b 1 c"], Float[Array, "b n c"]]:
+    ) -> tuple[Float[Array, "b 1 {self.dim}"], Float[Array, "b n {self.width}"]]:
         """The embedding, and the patch tokens after the last norm, row by row of the image."""
         x = self._stem(image).astype(self.dtype)
         new, old = x.shape[1], self.image_size // self.patch_size
@@ -147,6 +159,8 @@ class ViT(nn.Module):
         x = x + _resized(positions[:, with_position:], old, new, self.resize)
         prefix = jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape[1:]))
         x = jnp.concatenate([prefix, x], axis=1)
+        if self.pre_norm:
+            x = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm_pre")(x)
         block = partial(
             Block, self.heads, self.mlp_ratio, self.mlp, self.layer_scale, self.epsilon, self.dtype
         )
@@ -155,14 +169,22 @@ class ViT(nn.Module):
         x = nn.LayerNorm(epsilon=self.epsilon, name="norm")(x)
         patches = x[:, prefix.shape[1] :]
         x = x[:, :1] if self.pooling == "class" else patches.mean(1, keepdims=True)
+        if self.projection:
+            x = Dense(self.projection, use_bias=False, dtype=self.dtype, name="projection")(x)
         return x.astype(jnp.float32), patches.astype(jnp.float32)
 
     def _stem(self, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w c"]:
         if self.stem == "patch":
             size = (self.patch_size, self.patch_size)
-            return nn.Conv(self.width, size, size, padding=0, dtype=self.dtype, name="patch_embed")(
-                x
-            )
+            return nn.Conv(
+                self.width,
+                size,
+                size,
+                padding=0,
+                use_bias=not self.pre_norm,
+                dtype=self.dtype,
+                name="patch_embed",
+            )(x)
         halvings = self.patch_size.bit_length() - 1
         for index in range(halvings):
             channels = max(32, self.width // 2 ** (halvings - 1 - index) // 32 * 32)

@@ -47,6 +47,26 @@ class GroupNorm(nn.Module):
         return y.reshape(x.shape).astype(self.dtype)
 
 
+class BatchStatistics(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015) in inference form.
+
+    Mean and variance are parameters: they come with a trained network and are not updated.
+    """
+
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        channels = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        mean = self.param("mean", nn.initializers.zeros, channels)
+        variance = self.param("var", nn.initializers.ones, channels)
+        factor = scale / jnp.sqrt(variance + self.epsilon)
+        return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
+
+
 def timestep_embedding(timestep: Float[Array, "b"], width: int) -> Float[Array, "b {width}"]:
     """Sinusoidal embedding, [cos | sin], frequencies 10000^(-k / (width / 2)), float32.
 

@@ -49,7 +49,10 @@ def export(folder: Path, output: Path) -> None:
         "text_encoder": _text_encoder,
     }
     if kind not in exporters:
-        raise InputError(f"{folder / SPEC} has kind {kind!r}; expected a model folder")
+        raise InputError(
+            f"{folder / SPEC} has kind {kind!r}, which no published layout holds; expected "
+            f"one of {', '.join(exporters)}"
+        )
     spec = read_spec(folder, kind)
     files = exporters[kind](folder, spec)
     one = len(files) == 1

@@ -27,6 +27,7 @@ NEEDED = {  # fields of model.json, by kind of model
     "encoder": ("architecture", "image_size", "mean", "std", "embedding", "augmentation"),
     "prior": ("architecture", "conditioner", "components", "embedding", "patch_px")
     + ("encoder_sha256", "mpp", "labels", "conditions", "diffusion", "sampling"),
+    "features": ("architecture", "resize"),
     "text_encoder": ("architecture", "max_tokens", "embedding"),
 }
 

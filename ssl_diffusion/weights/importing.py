@@ -9,12 +9,13 @@ from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import replacing, sha256
 from ssl_diffusion.weights.folder import copy_model, write_model
 from ssl_diffusion.weights.importers.diffusers import import_diffusers
+from ssl_diffusion.weights.importers.inception import import_inception
 from ssl_diffusion.weights.importers.ldm import import_ldm
 from ssl_diffusion.weights.importers.settings import Settings, check_settings, read_config
 from ssl_diffusion.weights.importers.swin import import_swin
 from ssl_diffusion.weights.importers.text import import_text
 from ssl_diffusion.weights.importers.vit import import_vit
-from ssl_diffusion.weights.layouts import swin, text
+from ssl_diffusion.weights.layouts import inception, swin, text
 from ssl_diffusion.weights.layouts.vit_names import recognise
 from ssl_diffusion.weights.reader import Imported
 from ssl_diffusion.weights.tensor_files import open_tensors
@@ -25,6 +26,7 @@ IMPORTERS = {
     "vit": import_vit,
     "swin": import_swin,
     "text": import_text,
+    "inception": import_inception,
 }
 
 
@@ -66,8 +68,15 @@ def _recognise(path: Path) -> str:
     ldm = r"model\.diffusion_model\.|(first_stage_model\.)?encoder\.down\.\d+\.block\."
     if any(re.match(ldm, name) for name in bare):
         return "ldm"
+    if inception.recognise(names):
+        return "inception"
     if swin.recognise(names):
         return "swin"
+    if text.recognise(names) and recognise(names):
+        raise InputError(
+            f"{path} holds a text encoder and an image encoder, the two towers of a CLIP; say "
+            "which to take: --layout=vit that of images, --layout=text that of texts"
+        )
     if text.recognise(names):
         return "text"
     if recognise(names):

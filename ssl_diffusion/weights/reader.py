@@ -15,6 +15,7 @@ from flax import traverse_util
 from jaxtyping import PyTree
 
 from ssl_diffusion.encoders.build import build_encoder
+from ssl_diffusion.encoders.features import build_feature_network
 from ssl_diffusion.encoders.text_networks import build_text_network
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.autoencoder import Autoencoder
@@ -98,6 +99,12 @@ def encoder_shapes(architecture: Mapping[str, Any]) -> PyTree:
     """Shapes of an SSL encoder's parameters; they do not depend on the size of its images."""
     network = build_encoder(architecture)
     return _shapes(network, jnp.zeros((1, network.size_step, network.size_step, 3)))
+
+
+def feature_shapes(architecture: Mapping[str, Any]) -> PyTree:
+    """Shapes of a feature network's parameters."""
+    network = build_feature_network(architecture)
+    return _shapes(network, jnp.zeros((1, network.size, network.size, 3)))
 
 
 def text_encoder_shapes(architecture: Mapping[str, Any]) -> PyTree:

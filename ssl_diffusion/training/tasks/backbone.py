@@ -46,7 +46,7 @@ def backbone_spec(network: ViT, config: ConfigDict, trained: dict[str, Any]) -> 
         "image_size": config.data.patch_px,
         "mean": list(model.mean),
         "std": list(model.std),
-        "embedding": {"tokens": 1, "dim": network.width},
+        "embedding": {"tokens": 1, "dim": network.dim},
         "augmentation": model.judged_by.to_dict(),
         "trained": trained,
     }

@@ -91,7 +91,7 @@ class DinoTask(Task):
         encoder_key, head_key = jax.random.split(key)
         size = self.config.data.patch_px
         variables = self.encoder.init(encoder_key, jnp.zeros((1, size, size, 3)))
-        embedding = jnp.zeros((1, self.encoder.width))
+        embedding = jnp.zeros((1, self.encoder.dim))
         return {
             "encoder": variables["params"],
             "head": self.head.init(head_key, embedding, jnp.int32(0))["params"],

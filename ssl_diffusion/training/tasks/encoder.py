@@ -58,7 +58,7 @@ class EncoderTask(Task):
         encoder_key, projector_key = jax.random.split(key)
         size = self.config.data.patch_px
         variables = self.encoder.init(encoder_key, jnp.zeros((1, size, size, 3)))
-        embedding = jnp.zeros((1, self.encoder.width))
+        embedding = jnp.zeros((1, self.encoder.dim))
         return {
             "encoder": variables["params"],
             "projector": self.projector.init(projector_key, embedding)["params"],

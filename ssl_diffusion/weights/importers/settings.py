@@ -17,6 +17,10 @@ from ssl_diffusion.weights.folder import read_spec
 # Sampling of the published large-image models: latent pixels between windows, guidance of patches.
 SAMPLING = {"steps": 50, "guidance": 2.0, "stride": 16}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CLIP_COLOURS = {  # of the images that CLIP was trained on
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +110,16 @@ def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
 
 
 def input_colour(
-    name: str, path: Path, config: Mapping[str, Any], settings: Settings
+    name: str,
+    path: Path,
+    config: Mapping[str, Any],
+    settings: Settings,
+    usual: Mapping[str, tuple[float, ...]] = IMAGENET,
 ) -> list[float]:
-    """Mean or std of the encoder's input: the flag's, the config's, the processor's, ImageNet's."""
+    """Mean or std of the encoder's input: the flag's, the config's, the processor's, the `usual`.
+
+    Raises InputError for what is no such.
+    """
     found, where = getattr(settings, name), f"--{name}"
     if found is None:
         found, where = (config.get("pretrained_cfg") or {}).get(name), "config.json"
@@ -116,8 +127,9 @@ def input_colour(
         processor = read_config(path, "preprocessor_config.json")
         found, where = processor.get(f"image_{name}"), "preprocessor_config.json"
     if found is None:
-        found = IMAGENET[name]
-        logging.info("nothing says the %s of the encoder's input: ImageNet's, %s", name, found)
+        found = usual[name]
+        whose = "ImageNet" if usual is IMAGENET else "CLIP"
+        logging.info("nothing says the %s of the encoder's input: %s's, %s", name, whose, found)
     numbers = isinstance(found, list | tuple) and all(isinstance(v, int | float) for v in found)
     if not numbers or len(found) != 3 or not np.isfinite(found).all():
         raise InputError(f"{where} says {name} {found!r}; expected three numbers")

@@ -10,13 +10,15 @@ import numpy as np
 from flax import traverse_util
 
 from ssl_diffusion.encoders.build import build_encoder
-from ssl_diffusion.encoders.vit import ViT
+from ssl_diffusion.encoders.vit import ACTIVATIONS, ViT
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.weights.layouts.vit_names import LAYOUTS, find, naming
+from ssl_diffusion.weights.layouts.vit_names import CLIP, LAYOUTS, find, naming
 from ssl_diffusion.weights.layouts.wrapped import bare, read_all
 from ssl_diffusion.weights.naming import to_published
 from ssl_diffusion.weights.reader import encoder_shapes
 
+# Of CLIP: its other tower, its temperature, and what is computed from the sizes.
+_BUFFERS = r"text_(model|projection)\..*|logit_(scale|bias)|vision_model\.embeddings\.position_ids"
 # Heads of published widths that are not 64 channels each.
 _HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 
@@ -34,6 +36,9 @@ def architecture(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -
     if layout is None:
         raise InputError("no ViT in timm's or transformers' layout: no block of one was found")
     config = {**(config.get("pretrained_cfg") or {}), **config, **(config.get("model_args") or {})}
+    if layout == CLIP:
+        tensors = {name: t for name, t in tensors.items() if not re.fullmatch(_BUFFERS, name)}
+        config |= config.get("vision_config") or {}
     gated = any(".mlp.weights_in." in name for name in tensors)
     table = naming(layout, "swiglu" if gated else "gelu")
     blocks = {int(n) for n in re.findall(r"\b(?:blocks|layers?)\.(\d+)\.", "\n".join(tensors))}
@@ -60,20 +65,21 @@ def architecture(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -
         "depth": config.get("num_hidden_layers", config.get("depth", 1 + max(blocks))),
         "heads": _heads(width, config),
         "mlp_ratio": hidden / width,
-        "mlp": "swiglu" if hidden_1 == 2 * hidden else "gelu",
+        "mlp": _activation(layout, hidden_1 == 2 * hidden, config),
         "layer_scale": any(re.search(r"\.(ls1|layer_scale1)\.", name) for name in tensors),
         "registers": registers,
-        "epsilon": config.get(
-            "layer_norm_eps", 1e-12 if layout.startswith("transformers-vit") else 1e-6
-        ),
+        "epsilon": config.get("layer_norm_eps", _epsilon(layout)),
+        "pre_norm": layout == CLIP,
     }
+    if layout == CLIP:
+        projection = size("projection/kernel") // width
+        found["projection"] = projection or _said(config, ("projection_dim",), 512)
     said = config.get("hidden_size", config.get("embed_dim", width))
     if said != width:
         raise InputError(
             f"the config.json beside the tensors is of an encoder of width {said!r}, these have "
             f"{width}; give the one that belongs to them"
         )
-    _check_activation(found["mlp"], config)
     found |= _positions(layout, "cls_token" in tensors, size("pos_embed") // width, found, config)
     found["resize"] = _resize(layout, found["registers"], config)
     return {name: value for name, value in found.items() if value != getattr(ViT, name, None)}
@@ -95,13 +101,29 @@ def _heads(width: int, config: Mapping[str, Any]) -> int:
     return heads
 
 
-def _check_activation(mlp: str, config: Mapping[str, Any]) -> None:
-    """Tensors do not tell it; in transformers the gate of DINOv2 is SiLU whatever hidden_act is."""
-    given, expected = config.get("act_layer"), "silu"
-    if mlp == "gelu":
-        given, expected = config.get("hidden_act", given), "gelu"
-    if given is not None and str(given).lower().rsplit(".")[-1] != expected:
-        raise InputError(f"config.json has the activation {given!r}, expected {expected!r}")
+def _epsilon(layout: str) -> float:
+    if layout == CLIP:
+        return 1e-5
+    return 1e-12 if layout.startswith("transformers-vit") else 1e-6
+
+
+def _activation(layout: str, gated: bool, config: Mapping[str, Any]) -> str:
+    """The field `mlp`: tensors tell the gates, and not the activation.
+
+    In transformers the gate of DINOv2 is SiLU whatever hidden_act is.
+    """
+    given, expected = config.get("act_layer"), ["silu"]
+    if not gated:
+        given = config.get("hidden_act", given)
+        expected = [*ACTIVATIONS] if layout == CLIP else ["gelu"]
+    if given is None:
+        return "swiglu" if gated else "quick_gelu" if layout == CLIP else "gelu"
+    name = str(given).lower().rsplit(".")[-1]
+    if name not in expected:
+        raise InputError(
+            f"config.json has the activation {given!r}, expected {' or '.join(map(repr, expected))}"
+        )
+    return "swiglu" if gated else name
 
 
 def _positions(
@@ -154,7 +176,9 @@ def read(
     layout, prefix = find(tensors.keys())
     fields = architecture(bare(tensors, prefix), config)
     table = naming(layout, fields.get("mlp", "gelu"))
-    params, dropped = read_all(tensors, prefix, table, encoder_shapes(fields), layout)
+    params, dropped = read_all(
+        tensors, prefix, table, encoder_shapes(fields), layout, _BUFFERS if layout == CLIP else ""
+    )
     return fields, params, dropped
 
 
@@ -177,7 +201,14 @@ def write(
     else:
         cannot["mean pooling"] = network.pooling != "class"
         cannot[f"prefix_positions {positions!r}"] = positions != "class"
-    if layout.startswith("transformers-vit"):
+    if layout != CLIP:
+        cannot["a norm before the blocks"] = network.pre_norm
+        cannot["a projection"] = network.projection > 0
+        cannot["quick_gelu"] = network.mlp == "quick_gelu"
+    else:
+        cannot["an encoder without a norm before the blocks"] = not network.pre_norm
+        cannot["one without a projection"] = not network.projection
+    if layout == CLIP or layout.startswith("transformers-vit"):
         cannot["registers"], cannot["LayerScale"] = registers, network.layer_scale
         cannot["a gated MLP"] = network.mlp == "swiglu"
     if layout.startswith("transformers-dinov2"):

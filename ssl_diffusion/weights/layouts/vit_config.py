@@ -5,6 +5,7 @@ from typing import Any
 
 from ssl_diffusion.encoders.build import build_encoder
 from ssl_diffusion.encoders.vit import ViT
+from ssl_diffusion.weights.layouts.vit_names import CLIP
 
 
 def vit_config(layout: str, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,6 +58,14 @@ def _transformers(layout: str, network: ViT) -> dict[str, Any]:
         "hidden_act": "gelu",
         "qkv_bias": True,
     }
+    if layout == CLIP:
+        return config | {
+            "model_type": "clip_vision_model",
+            "architectures": ["CLIPVisionModelWithProjection"],
+            "intermediate_size": round(network.mlp_ratio * network.width),
+            "hidden_act": network.mlp,
+            "projection_dim": network.projection,
+        }
     if not dinov2:
         return config | {"intermediate_size": round(network.mlp_ratio * network.width)}
     if network.registers:

@@ -2,14 +2,14 @@
 
 "timm" fuses query, key and value, and is how DINO, HIPT and most pathology encoders are released.
 transformers has ViT and DINOv2 (also with registers), each in the spelling of its release 5 and in
-the one of release 4 that most files on the hub have ("-v4"). A file is written in the spelling it
-was read in.
+the one of release 4 that most files on the hub have ("-v4"), and CLIP, of which the image tower is
+read. A file is written in the spelling it was read in.
 """
 
 from collections.abc import Collection
 
 from ssl_diffusion.weights.layouts.wrapped import find_prefix
-from ssl_diffusion.weights.naming import Naming
+from ssl_diffusion.weights.naming import Naming, Transform
 
 _MLP = ((r"/mlp/linear_(\d)/", r"/mlp/fc\1/"),)
 _EMBEDDINGS = (
@@ -30,6 +30,9 @@ _ATTENTION_V4 = (
     (r"/attn/to_k/", "/attention/attention/key/"),
     (r"/attn/to_v/", "/attention/attention/value/"),
 )
+CLIP = "transformers-clip"
+_CLIP_LAYER = r"vision_model/encoder/layers/\1"
+_CLIP_EMBEDDINGS = "vision_model/embeddings"
 _LAYERS = ((r"^blocks_(\d+)/", r"encoder/layer/\1/"),)
 
 LAYOUTS = {
@@ -66,6 +69,24 @@ LAYOUTS = {
     "transformers-dinov2-v4": Naming(
         rules=(*_LAYERS, *_EMBEDDINGS, *_LAYER_SCALE, *_ATTENTION_V4, *_MLP)
     ),
+    CLIP: Naming(
+        rules=(
+            (r"^patch_embed/", f"{_CLIP_EMBEDDINGS}/patch_embedding/"),
+            (r"^cls_token$", f"{_CLIP_EMBEDDINGS}/class_embedding"),
+            (r"^pos_embed$", f"{_CLIP_EMBEDDINGS}/position_embedding/weight"),
+            (r"^norm_pre/", "vision_model/pre_layrnorm/"),  # as it is spelled there
+            (r"^blocks_(\d+)/attn/to_([qkv])/", rf"{_CLIP_LAYER}/self_attn/\2_proj/"),
+            (r"^blocks_(\d+)/attn/to_out/", rf"{_CLIP_LAYER}/self_attn/out_proj/"),
+            (r"^blocks_(\d+)/norm(\d)/", rf"{_CLIP_LAYER}/layer_norm\2/"),
+            (r"^blocks_(\d+)/mlp/linear_(\d)/", rf"{_CLIP_LAYER}/mlp/fc\2/"),
+            (r"^norm/", "vision_model/post_layernorm/"),
+            (r"^projection/", "visual_projection/"),
+        ),
+        transforms=(
+            (r"^cls_token$", Transform(lambda w: w[None, None], lambda p: p[0, 0])),
+            (r"^pos_embed$", Transform(lambda w: w[None], lambda p: p[0])),
+        ),
+    ),
 }
 _GATED = (r"/mlp/linear_1/", "/mlp/weights_in/"), (r"/mlp/linear_2/", "/mlp/weights_out/")
 _ANCHORS = {  # a tensor of every block
@@ -73,6 +94,7 @@ _ANCHORS = {  # a tensor of every block
     "transformers-vit": r"layers\.\d+\.attention\.q_proj\.weight",
     "transformers-vit-v4": r"encoder\.layer\.\d+\.attention\.attention\.query\.weight",
     "transformers-dinov2": r"encoder\.layer\.\d+\.attention\.q_proj\.weight",
+    CLIP: r"vision_model\.encoder\.layers\.\d+\.self_attn\.q_proj\.weight",
 }
 
 
@@ -90,7 +112,9 @@ def find(names: Collection[str]) -> tuple[str | None, str]:
         prefix = find_prefix(names, anchor)
         if prefix is None:
             continue
-        if layout != "timm" and not any(n.startswith(f"{prefix}embeddings.") for n in names):
+        if layout not in ("timm", CLIP) and not any(
+            n.startswith(f"{prefix}embeddings.") for n in names
+        ):
             continue
         if layout == "transformers-vit-v4" and any(".norm1." in name for name in names):
             layout = "transformers-dinov2-v4"
