@@ -54,13 +54,6 @@ def test_balanced_begins_as_many_of_each(numbered):
     assert (labels == 0).sum() == 11 and (labels == 1).sum() == 12
 
 
-def test_tiled_grids_share_no_cell(numbered):
-    train = open_grids(numbered, 2)["train"].tiled()
-    patches = np.concatenate([train.patches(i).ravel() for i in range(len(train))])
-    patches = patches[patches >= 0]
-    assert len(patches) == len(set(patches.tolist())) == 15
-
-
 def test_records_without_neighbours_are_refused(tmp_path):
     alone = [(f"{i}.png", np.ones((1, 1, 2)), {}) for i in range(3)]
     records = open_records(write(tmp_path / "records", {"train": alone}, dim=2))

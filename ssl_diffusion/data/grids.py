@@ -105,16 +105,6 @@ class Grids:
         """The same grids with further facts."""
         return dataclasses.replace(self, facts=dict(self.facts) | facts)
 
-    def tiled(self) -> "Grids":
-        """Grids that share no cell: of each image, those whose corners lie a window apart."""
-        side = self.window * self.spacing_px
-        own = [
-            index
-            for index in self.order.tolist()
-            if self.x[index] % side == 0 and self.y[index] % side == 0
-        ]
-        return dataclasses.replace(self, order=np.array(own, int))
-
 
 def open_grids(records: Records, window: int, splits: Sequence[str] = SPLITS) -> dict[str, Grids]:
     """The grids of those splits that there are, whose sources and texts have the same numbers.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from ssl_diffusion import demo
 from ssl_diffusion.diffusion.denoiser import Denoiser, make_denoiser
 from ssl_diffusion.diffusion.schedule import Schedule, make_schedule
+from ssl_diffusion.encoders.text import TextEncoder
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import sha256
 from ssl_diffusion.models.build import build
@@ -129,6 +130,11 @@ class Prior:
         Raises InputError for another text encoder than the prior was trained with, and a text that
         it does not take.
         """
+        return self._encoder.embed([text])
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        """Opened once, at the first sentence."""
         told = self.spec["conditions"]["text"]
         encoder = load_text_encoder(self.text_encoder or told["encoder"])
         if encoder.sha256 != told["encoder_sha256"]:
@@ -137,7 +143,7 @@ class Prior:
                 f"prior was trained with, {told['encoder']} (SHA-256 {told['encoder_sha256'][:12]}"
                 "...); give that one"
             )
-        return encoder.embed([text])
+        return encoder
 
 
 @partial(jax.jit, static_argnums=0)

@@ -7,7 +7,7 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from ssl_diffusion.diffusion.denoiser import Denoiser
 from ssl_diffusion.diffusion.inpainting import keep_known, repainting_plan
@@ -18,7 +18,7 @@ from ssl_diffusion.diffusion.timesteps import SPACINGS
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.prior.asked import Asked
 from ssl_diffusion.prior.model import Prior
-from ssl_diffusion.stitching.consensus import Tiles, stitched_denoiser, tile_shape, tiled
+from ssl_diffusion.stitching.consensus import Tiles, cut, stitched_denoiser, tile_shape, tiled
 from ssl_diffusion.stitching.noise import START, canvas_noise
 from ssl_diffusion.stitching.schemes import Layout, make_scheme
 from ssl_diffusion.stitching.settings import SEEDS
@@ -209,7 +209,8 @@ class _Work:
         tokens = self.context["tokens"]
         context = {"tokens": jnp.broadcast_to(tokens, (len(ys), len(xs), *tokens.shape[1:]))}
         if "cells" in self.context:
-            context["cells"] = _cut(self.context["cells"][0], ys, xs, window)
+            corners = jnp.asarray(ys), jnp.asarray(xs)
+            context["cells"] = cut(self.context["cells"][0], *corners, window)
         return tiles, layout, context
 
     def _white(self, grid: Grid) -> Float[Array, "h w k"]:
@@ -223,11 +224,3 @@ class _Work:
         if beyond == "edge":
             return np.pad(array, width, "edge")
         return np.pad(array, width, constant_values=beyond)
-
-
-def _cut(
-    cells: Float[Array, "h w c"], ys: Int[np.ndarray, " n"], xs: Int[np.ndarray, " m"], window: int
-) -> Float[Array, "n m window window c"]:
-    steps = np.arange(window)
-    rows, cols = ys[:, None] + steps, xs[:, None] + steps
-    return cells[rows[:, None, :, None], cols[None, :, None, :]]
