@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -52,7 +53,9 @@ class Grids:
     facts: Mapping[str, Int[np.ndarray, " n"]]
     order: Int[np.ndarray, " m"]
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _at(self) -> dict[tuple[int, int, int], int]:
+        """The patch at each (source, x, y); InputError where some share a place."""
         places = zip(self.source.tolist(), self.x.tolist(), self.y.tolist(), strict=True)
         at = {place: index for index, place in enumerate(places)}
         if self.window > 1 and len(at) < len(self.source):
@@ -60,7 +63,7 @@ class Grids:
                 f"{self.name}: {len(self.source)} patches lie at {len(at)} places, so that which "
                 "are neighbours is not known; set config.data.window to 1 for single embeddings"
             )
-        object.__setattr__(self, "_at", at)
+        return at
 
     def __len__(self) -> int:
         return len(self.order)
@@ -136,6 +139,9 @@ def open_grids(records: Records, window: int, splits: Sequence[str] = SPLITS) ->
         )
         for split, arrays in columns.items()
     }
+    if window > 1:
+        for each in grids.values():
+            _ = each._at  # refused now, and not at the first grid that is read
     first = next(iter(grids.values()))
     if window > 1 and not any((first.patches(i) >= 0).sum() > 1 for i in range(len(first))):
         raise InputError(
