@@ -15,7 +15,7 @@ from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import sha256
 from ssl_diffusion.prior.asked import Asked, check_asked, condition, read_label, read_vector
 from ssl_diffusion.prior.painted import painted_size, read_label_map, read_mask
-from ssl_diffusion.weights.folder import WEIGHTS
+from ssl_diffusion.weights.folder import WEIGHTS, part_of
 from ssl_diffusion.weights.model import Model
 
 SAME_MPP = 0.005  # relative
@@ -56,7 +56,7 @@ def check_prior(spec: Mapping[str, Any], model: Model, folder: str, stride_px: i
             raise InputError(
                 f"a prior of embeddings with {name} {found}, a model with {expected}; {advice}"
             )
-    encoder = demo.resolve(folder) / "encoder" / WEIGHTS
+    encoder = part_of(folder, "encoder") / WEIGHTS
     known = spec["encoder_sha256"]  # of model.json and of the weights; None of a function
     if known and encoder.is_file() and sha256(encoder) not in known:
         raise InputError(f"a prior of another encoder's embeddings than the model's; {advice}")

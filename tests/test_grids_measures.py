@@ -11,7 +11,8 @@ from ssl_diffusion.evaluation.diversity import diversity
 from ssl_diffusion.evaluation.frechet import Moments, frechet_distance
 from ssl_diffusion.evaluation.grid_copying import copying_numbers, nearest_grids
 from ssl_diffusion.evaluation.grid_frechet import components_for, frechet_numbers, frechet_to, seen
-from ssl_diffusion.evaluation.grids import Basis, Estimate, GridSet, mean_over_cells
+from ssl_diffusion.evaluation.grids import Basis, GridSet, mean_over_cells
+from ssl_diffusion.evaluation.intervals import Estimate
 
 
 def field(seed, n, rows=6, cols=8, d=48, rho=0.8, mean=0.0) -> GridSet:

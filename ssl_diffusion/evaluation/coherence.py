@@ -9,7 +9,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from ssl_diffusion.evaluation.grids import Estimate, GridSet, resamples
+from ssl_diffusion.evaluation.grids import GridSet
+from ssl_diffusion.evaluation.intervals import Estimate, resamples
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float, Int
 
-from ssl_diffusion.evaluation.grids import Estimate, GridSet, resamples
+from ssl_diffusion.evaluation.grids import GridSet
+from ssl_diffusion.evaluation.intervals import Estimate, resamples
 
 COMMON = 0.5  # of a grid's cells must be present in a training grid too, to be compared
 QUANTILE = 0.01

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.frechet import Moments, frechet_distance
-from ssl_diffusion.evaluation.grids import Basis, Estimate, GridSet, resamples
+from ssl_diffusion.evaluation.grids import Basis, GridSet
+from ssl_diffusion.evaluation.intervals import Estimate, resamples
 
 DRAWS = 30  # each takes a root of a matrix
 CELLS_PER_DIMENSION = 10

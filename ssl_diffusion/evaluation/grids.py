@@ -1,7 +1,7 @@
 """Sets of grids of embeddings as the measures of a prior see them, and intervals over whole grids.
 
-Cells of one grid depend on each other, so that every interval here is of a bootstrap over grids
-(Efron 1979; of clusters: Field & Welsh 2007): a grid is drawn with all its cells or not at all.
+Cells of one grid depend on each other, so that every interval of grids is of a bootstrap over grids
+(of clusters: Field & Welsh 2007): a grid is drawn with all its cells or not at all.
 """
 
 import dataclasses
@@ -11,9 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.features import directions
-
-DRAWS = 1000
-COVERED = 0.95  # by an interval, of bootstrap draws
+from ssl_diffusion.evaluation.intervals import Estimate, resamples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,40 +99,6 @@ class Basis:
         cells = np.zeros((*grids.present.shape, len(self.axes)))
         cells[grids.present] = (grids.flat() - self.mean) @ self.axes.T
         return GridSet(cells, grids.present)
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A number and its 95 % interval, None where a single grid tells of none."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, value: float, draws: Float[np.ndarray, " draws"]) -> "Estimate":
-        """The percentile interval of bootstrap draws; draws that are NaN (no such cell) are not."""
-        draws = draws[np.isfinite(draws)]
-        if not len(draws) or not np.isfinite(value) or np.ptp(draws) == 0:
-            return cls(float(value), None, None)
-        tail = (1 - COVERED) / 2
-        low, high = np.quantile(draws, [tail, 1 - tail])
-        return cls(float(value), float(low), float(high))
-
-    @classmethod
-    def around(cls, value: float, draws: Float[np.ndarray, " draws"]) -> "Estimate":
-        """A distance, at least 0, with two standard errors of bootstrap draws on either side.
-
-        A resample holds grids twice, which raises every distance: only the draws' spread is used.
-        """
-        if len(draws) < 2 or (error := float(np.std(draws, ddof=1))) == 0:
-            return cls(float(value), None, None)
-        return cls(float(value), float(max(value - 1.96 * error, 0)), float(value + 1.96 * error))
-
-
-def resamples(count: int, draws: int = DRAWS, seed: int = 0) -> Int[np.ndarray, "draws count"]:
-    """How often each of `count` grids is in each bootstrap draw."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
 
 
 def mean_over_cells(sums: Float[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> Estimate:

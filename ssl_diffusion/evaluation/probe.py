@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.evaluation.grids import Estimate, GridSet, resamples
+from ssl_diffusion.evaluation.grids import GridSet
+from ssl_diffusion.evaluation.intervals import Estimate, resamples
 
 SHUFFLES = 200
 MOST_CELLS = 50_000  # that a probe is fitted to; more change little and take minutes

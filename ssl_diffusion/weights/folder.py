@@ -81,6 +81,16 @@ def kind_of(folder: str | Path) -> str | None:
     return spec.get("kind") if isinstance(spec, dict) else None
 
 
+def part_of(folder: str | Path, name: str) -> Path:
+    """Where the model `name` ("encoder", "autoencoder") that a model needs is, if it is there.
+
+    It lies in a folder of that name inside; the models that ship share theirs.
+    """
+    folder = demo.resolve(folder)
+    shared = folder.parent == demo.FOLDER and not (folder / name).exists()
+    return (demo.FOLDER if shared else folder) / name
+
+
 def read_params(folder: str | Path, expected: PyTree) -> PyTree:
     """The parameters of `folder`, in the tree of `expected` (arrays or their shapes).
 

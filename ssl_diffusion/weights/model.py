@@ -27,7 +27,7 @@ from ssl_diffusion.models.build import FLOAT32, Policy, build, build_conditioner
 from ssl_diffusion.models.conditioner import Conditioner, TokenProjection, null_context
 from ssl_diffusion.models.layers import project_context
 from ssl_diffusion.weights.encoder import load_encoder
-from ssl_diffusion.weights.folder import WEIGHTS, read_arrays, read_params, read_spec
+from ssl_diffusion.weights.folder import WEIGHTS, part_of, read_arrays, read_params, read_spec
 from ssl_diffusion.weights.reader import autoencoder_shapes
 
 # What a start may lack: what reads the context, and the projector of training.
@@ -221,9 +221,9 @@ def load_model(folder: str | Path, policy: Policy = FLOAT32) -> Model:
         raise InputError(
             f"{folder} has no conditioner, it embedded classes: train from it (config.init_from)"
         )
-    own = demo.resolve(folder) / "encoder"
+    own = part_of(folder, "encoder")
     encoder = load_encoder(own) if own.exists() else None
-    first_stage = load_autoencoder(demo.resolve(folder) / "autoencoder")
+    first_stage = load_autoencoder(part_of(folder, "autoencoder"))
     network = build_network(spec["architecture"], policy)
     conditioner = build_conditioner(spec["conditioner"])
     side = spec["patch_px"] // first_stage.network.factor
