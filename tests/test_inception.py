@@ -155,9 +155,9 @@ def test_every_wrong_tensor_is_in_one_message(tensors, tmp_path):
 
 
 def test_its_space_is_the_deeper_feature_and_fid_is_of_one_resize(folder, caplog):
-    images = random_images(2, 299, 299)
-    space = open_space(folder, "inception")
-    np.testing.assert_array_equal(space.embed(images), load_features(folder).features(images)[2048])
+    recording, space = oracle.recorded("inception_fid"), open_space(folder, "inception")
+    found = space.embed(oracle.nhwc(recording["image"]))
+    assert oracle.difference(found, recording["features_2048"]) < TOLERANCE
     assert space.title == "FID" and space.settings["layer"] == "2048, mean over positions"
     assert not space.settings["published_weights"]
     assert "its distances are FID only if the tensors are the same" in caplog.text
