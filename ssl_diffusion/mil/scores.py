@@ -1,0 +1,114 @@
+"""How well slides are told apart, and whether attention lies where the label comes from."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ssl_diffusion.evaluation.intervals import DRAWS, Estimate, resamples
+from ssl_diffusion.mil.bags import Bag
+
+
+def auc(
+    probabilities: Float[np.ndarray, "n classes"],
+    labels: Int[np.ndarray, " n"],
+    weights: Int[np.ndarray, "draws n"],
+) -> Float[np.ndarray, " draws"]:
+    """Area under the ROC curve, of each class against the rest, averaged over classes.
+
+    It is the share of pairs in which the slide of the class has the higher score, ties counting
+    half, so that slides can have weights: how often each is in a bootstrap draw. NaN for a draw
+    that lacks a class.
+    """
+    areas = []
+    # Of two classes one is the other's mirror image.
+    for label in range(1 if probabilities.shape[1] == 2 else 0, probabilities.shape[1]):
+        of, rest = labels == label, labels != label
+        high, low = probabilities[of, label][:, None], probabilities[rest, label][None]
+        above = (high > low) + 0.5 * (high == low)
+        pairs = weights[:, of].sum(axis=1) * weights[:, rest].sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            areas.append(((weights[:, of] @ above) * weights[:, rest]).sum(axis=1) / pairs)
+    return np.mean(areas, axis=0)
+
+
+def balanced_accuracy(
+    probabilities: Float[np.ndarray, "n classes"],
+    labels: Int[np.ndarray, " n"],
+    weights: Int[np.ndarray, "draws n"],
+) -> Float[np.ndarray, " draws"]:
+    """Mean over classes of the share of its slides that are told; NaN where a draw lacks one."""
+    right = probabilities.argmax(axis=1) == labels
+    with np.errstate(invalid="ignore"):
+        shares = [
+            (weights * (right & (labels == label))).sum(axis=1)
+            / (weights * (labels == label)).sum(axis=1)
+            for label in np.unique(labels)
+        ]
+    return np.mean(shares, axis=0)
+
+
+MEASURES = {"auc": auc, "balanced_accuracy": balanced_accuracy}
+
+
+def compare(
+    arms: Mapping[str, Float[np.ndarray, "seeds n classes"]],
+    labels: Int[np.ndarray, " n"],
+    baseline: str,
+    seed: int = 0,
+) -> dict[str, dict[str, dict]]:
+    """Each measure of each arm, and its difference from the baseline's.
+
+    Args:
+      arms: probabilities of the same test slides, by arm and seed; the seeds of all arms drew the
+        same training slides.
+      labels: of the test slides.
+      baseline: the arm that differences are from.
+      seed: of the bootstrap.
+
+    Returns:
+      By arm and measure `value`, `low`, `high` (mean over seeds; the bootstrap draws test slides,
+      and seeds, for these are other training slides), `seeds` (the value of each) and `difference`
+      (an Estimate's entries; the same draws in both arms, so paired). Intervals are None where a
+      draw cannot tell of one.
+    """
+    count, seeds = len(labels), len(next(iter(arms.values())))
+    slides = np.concatenate([np.ones((1, count), int), resamples(count, seed=seed)])
+    of_seeds = np.concatenate([np.ones((1, seeds), int), resamples(seeds, seed=seed + 1)])
+    table: dict[str, dict[str, dict]] = {arm: {} for arm in arms}
+    for name, measure in MEASURES.items():
+        each = {
+            arm: np.stack([measure(one, labels, slides) for one in probabilities], axis=1)
+            for arm, probabilities in arms.items()
+        }
+        means = {arm: (values * of_seeds).sum(axis=1) / seeds for arm, values in each.items()}
+        for arm, drawn in means.items():
+            differences = drawn - means[baseline]
+            table[arm][name] = {
+                **vars(Estimate.of(float(drawn[0]), drawn[1:])),
+                "seeds": each[arm][0].tolist(),
+                "difference": vars(Estimate.of(float(differences[0]), differences[1:])),
+            }
+    return table
+
+
+def attention_recovery(
+    bags: Sequence[Bag], attention: Sequence[Float[np.ndarray, "n classes"]], seed: int = 0
+) -> Estimate | None:
+    """How well attention tells the instances that make the label from the others of their bag.
+
+    The area under the ROC curve of the attention for the bag's own class, within each bag that has
+    both kinds of instances, averaged over these; chance is 0.5. The interval is a bootstrap over
+    bags. None where no bag says which instances make its label.
+    """
+    from sklearn.metrics import roc_auc_score  # a second to import
+
+    areas = [
+        roc_auc_score(bag.planted, weights[:, bag.label])
+        for bag, weights in zip(bags, attention, strict=True)
+        if bag.planted is not None and bag.planted.any() and not bag.planted.all()
+    ]
+    if not areas:
+        return None
+    drawn = resamples(len(areas), DRAWS, seed) @ np.array(areas) / len(areas)
+    return Estimate.of(float(np.mean(areas)), drawn)
