@@ -43,6 +43,9 @@ class Settings(NamedTuple):
         return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
+DEFAULT = Settings()
+
+
 class Prediction(NamedTuple):
     """What a network says of one whole bag: probabilities [classes], attention [n, classes]."""
 
@@ -75,7 +78,7 @@ def fit(
     bags: Sequence[Bag],
     classes: int,
     *,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULT,
     seed: int = 0,
     progress: Callable[[Iterable], Iterable] | None = None,
 ) -> Fitted:

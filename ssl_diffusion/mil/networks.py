@@ -120,7 +120,7 @@ class DSMIL(nn.Module):
         self.score = nn.Dense(self.classes)
         self.query = nn.Dense(self.width)
         self.value = nn.Dense(self.width)
-        self.classify = nn.DenseGeneral(1, axis=-1, batch_dims=1)
+        self.classify = nn.DenseGeneral(1, axis=-1, batch_dims=(0,))
 
     def __call__(self, features: Features, mask: Mask) -> Output:
         critical, pooled, attention = self._streams(features, mask)
