@@ -52,7 +52,7 @@ class Trial:
         arms: dict[str, Any] = compare(self.arms, labels, REAL)
         for arm, entry in arms.items():
             found = attention_recovery(test, [one.attention for one in self.first[arm]])
-            entry["attention"] = vars(found) if found else None
+            entry["attention"] = found and {name: vars(one) for name, one in found.items()}
             entry["slides"] = self.counts[arm]
         return {"model": self.model, "fraction": self.fraction, "arms": arms}
 

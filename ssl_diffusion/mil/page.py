@@ -18,7 +18,8 @@ HEAD = (
     "AUC, difference from real",
     "balanced accuracy",
     "difference from real",
-    "attention on planted patches (AUC)",
+    "attention tells planted patches (AUC)",
+    "highest attention is on a planted patch (chance)",
 )
 
 
@@ -41,18 +42,13 @@ def html_page(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
             table(HEAD, rows(report)),
         ),
         section("AUC over the number of real slides", "", images["auc.png"]),
-    ]
-    if "attention.png" in images:
-        sections.append(
-            section(
-                "Attention",
-                "Of networks trained on all real slides alone (the first seed), for the slide's "
-                "own class: the rank of each patch in its slide, bright the highest. Frames are "
-                "patches known to make the label.",
-                images["attention.png"],
-            )
-        )
-    sections += [
+        section(
+            "Attention",
+            "Of networks trained on real slides alone (the largest fraction, the first seed), for "
+            "the slide's own class: the rank of each patch in its slide, bright the highest. "
+            "Frames are patches known to make the label.",
+            images["attention.png"],
+        ),
         section("Remarks", "", f"<ul>{''.join(map(_item, report['remarks']))}</ul>"),
         section(
             "Machine",
@@ -90,10 +86,17 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
                     differences[0],
                     _told(accuracy),
                     differences[1],
-                    _told(numbers["attention"]) if numbers["attention"] else "",
+                    *_attention(numbers["attention"]),
                 ]
             )
     return found
+
+
+def _attention(found: Mapping[str, Any] | None) -> list[str]:
+    if not found:
+        return ["", ""]
+    first = f"{_told(found['first'], '.2f')} ({found['share']['value']:.2f})"
+    return [_told(found["area"]), first]
 
 
 def _told(estimate: Mapping[str, Any], form: str = ".3f") -> str:

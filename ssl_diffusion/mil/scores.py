@@ -94,21 +94,28 @@ def compare(
 
 def attention_recovery(
     bags: Sequence[Bag], attention: Sequence[Float[np.ndarray, "n classes"]], seed: int = 0
-) -> Estimate | None:
-    """How well attention tells the instances that make the label from the others of their bag.
+) -> dict[str, Estimate] | None:
+    """Whether attention, that for the bag's own class, lies on the instances that make its label.
 
-    The area under the ROC curve of the attention for the bag's own class, within each bag that has
-    both kinds of instances, averaged over these; chance is 0.5. The interval is a bootstrap over
-    bags. None where no bag says which instances make its label.
+    Of each bag that has both kinds of instances, averaged over these with a bootstrap over bags:
+    "area", the area under the ROC curve by which attention tells one kind from the other (chance
+    0.5); "first", whether the instance of highest attention makes the label (chance is "share", of
+    the instances that do). None where no bag says which instances make its label.
     """
     from sklearn.metrics import roc_auc_score  # a second to import
 
-    areas = [
-        roc_auc_score(bag.planted, weights[:, bag.label])
-        for bag, weights in zip(bags, attention, strict=True)
-        if bag.planted is not None and bag.planted.any() and not bag.planted.all()
-    ]
-    if not areas:
+    columns: dict[str, list[float]] = {"area": [], "first": [], "share": []}
+    for bag, weights in zip(bags, attention, strict=True):
+        if bag.planted is not None and bag.planted.any() and not bag.planted.all():
+            own = weights[:, bag.label]
+            columns["area"].append(float(roc_auc_score(bag.planted, own)))
+            columns["first"].append(float(bag.planted[own.argmax()]))
+            columns["share"].append(float(bag.planted.mean()))
+    count = len(columns["area"])
+    if not count:
         return None
-    drawn = resamples(len(areas), DRAWS, seed) @ np.array(areas) / len(areas)
-    return Estimate.of(float(np.mean(areas)), drawn)
+    draws = resamples(count, DRAWS, seed) / count
+    return {
+        name: Estimate.of(float(np.mean(values)), draws @ np.array(values))
+        for name, values in columns.items()
+    }

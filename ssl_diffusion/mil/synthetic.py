@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.ndimage import distance_transform_edt
@@ -103,8 +104,8 @@ class Copy:
         own = self.region.grid()
         if self.partner is None:
             return own
-        ways = np.full(own.shape[:2], amount, np.float32)
-        return np.asarray(slerp(own, self.partner.grid(), ways))
+        ways = jnp.full(own.shape[:2], amount)
+        return np.asarray(slerp(jnp.asarray(own), jnp.asarray(self.partner.grid()), ways))
 
 
 def copies_of(
