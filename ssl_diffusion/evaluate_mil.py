@@ -32,6 +32,7 @@ from ssl_diffusion.mil.fit import Settings
 from ssl_diffusion.mil.networks import MODELS
 from ssl_diffusion.mil.ordinary import ORDINARY, ordinary_copies
 from ssl_diffusion.mil.page import html_page
+from ssl_diffusion.mil.scores import supervised_recovery
 from ssl_diffusion.weights.encoder import load_encoder
 
 FLAGS = flags.FlagValues()
@@ -85,7 +86,9 @@ def main() -> None:
             for model in MODELS_ASKED.value:
                 trials.append(run_trial(model, fraction, slides, SEEDS.value, settings, bar))
                 told.append(trials[-1].numbers(slides.test) | {"real_slides": count})
+    told_instances = supervised_recovery(slides.real, slides.test)
     report = {
+        "told_instances": told_instances and {k: vars(v) for k, v in told_instances.items()},
         "slides": {
             "real": len(slides.real),
             "synthetic": len(slides.synthetic),

@@ -139,6 +139,7 @@ def test_the_report_compares_all_arms(planted, synthetic, tmp_path):
     assert full["real"]["auc"]["difference"]["value"] == 0
     assert 0 <= full["synthetic"]["auc"]["value"] <= 1
     assert full["real"]["attention"]["area"]["value"] >= 0
+    assert report["told_instances"]["area"]["value"] > 0.5
     assert any("0.01 of 4 slides became 2" in remark for remark in report["remarks"])
     page = (tmp_path / "report.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "") and "real + synthetic" in page

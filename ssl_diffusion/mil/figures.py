@@ -64,7 +64,7 @@ def attention_figure(
     records: Records,
     split: str,
     bags: Sequence[Bag],
-    attention: Mapping[str, Sequence[Float[np.ndarray, " n"]]],
+    attention: Mapping[str, Sequence[Float[np.ndarray, " _"]]],
     classes: Sequence[str],
 ) -> bytes:
     """PNG: a row for each slide, its picture and each model's attention beside it.

@@ -1,5 +1,6 @@
 """Training a MIL network on bags, and what it then says of whole bags."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from ssl_diffusion.mil.bags import Bag
 from ssl_diffusion.mil.networks import MODELS
 
-SMALLEST = 64  # instances that a bag is padded to; then powers of two, each compiled once
+SMALLEST = 32  # instances that a bag is padded to; then powers of two, each compiled once
 
 
 class Settings(NamedTuple):
@@ -23,14 +24,17 @@ class Settings(NamedTuple):
     Attributes:
       steps: of AdamW, the learning rate following a cosine to 0.
       batch: bags a step; the class of each is drawn first, all alike, and then the bag.
-      instances: of a bag that are seen in a step, drawn anew; whole bags are judged.
+      share: of a bag's instances that are seen in a step, drawn anew. Half of them keeps networks
+        from knowing training slides by heart; whole bags are judged.
+      instances: the most that are seen of a bag in a step.
       learning_rate: at the beginning.
       weight_decay: of AdamW.
       width: of the hidden layer.
     """
 
-    steps: int = 300
+    steps: int = 600
     batch: int = 8
+    share: float = 0.5
     instances: int = 1024
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
@@ -104,7 +108,7 @@ def fit(
     for _ in (progress or iter)(range(settings.steps)):
         groups = rng.integers(len(by_class), size=settings.batch)
         drawn = [int(rng.choice(by_class[group])) for group in groups]
-        chosen = [_some(features[index], settings.instances, rng) for index in drawn]
+        chosen = [_some(features[index], settings, rng) for index in drawn]
         batch = *_padded(chosen), jnp.asarray(labels[drawn])
         params, state = _step(network, settings, params, state, batch)
     return Fitted(network, params, mean, std)
@@ -115,10 +119,9 @@ def padded_size(count: int) -> int:
     return max(SMALLEST, 1 << (count - 1).bit_length())
 
 
-def _some(features: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    if len(features) <= most:
-        return features
-    return features[rng.choice(len(features), most, replace=False)]
+def _some(features: np.ndarray, settings: Settings, rng: np.random.Generator) -> np.ndarray:
+    count = min(math.ceil(settings.share * len(features)), settings.instances)
+    return features[rng.permutation(len(features))[:count]]
 
 
 def _padded(bags: Sequence[np.ndarray]) -> tuple[Array, Array]:

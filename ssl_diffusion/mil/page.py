@@ -46,7 +46,7 @@ def html_page(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
             "Attention",
             "Of networks trained on real slides alone (the largest fraction, the first seed), for "
             "the slide's own class: the rank of each patch in its slide, bright the highest. "
-            "Frames are patches known to make the label.",
+            "Frames are patches known to make the label." + _ceiling(report["told_instances"]),
             images["attention.png"],
         ),
         section("Remarks", "", f"<ul>{''.join(map(_item, report['remarks']))}</ul>"),
@@ -90,6 +90,16 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
                 ]
             )
     return found
+
+
+def _ceiling(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    return (
+        " A logistic regression that was told which training patches are planted tells them with "
+        f"an AUC of {_told(found['area'])}, and its highest patch is one in "
+        f"{_told(found['first'], '.2f')} of the slides: about what attention can reach."
+    )
 
 
 def _attention(found: Mapping[str, Any] | None) -> list[str]:

@@ -93,7 +93,7 @@ def compare(
 
 
 def attention_recovery(
-    bags: Sequence[Bag], attention: Sequence[Float[np.ndarray, "n classes"]], seed: int = 0
+    bags: Sequence[Bag], attention: Sequence[Float[np.ndarray, "_ classes"]], seed: int = 0
 ) -> dict[str, Estimate] | None:
     """Whether attention, that for the bag's own class, lies on the instances that make its label.
 
@@ -119,3 +119,25 @@ def attention_recovery(
         name: Estimate.of(float(np.mean(values)), draws @ np.array(values))
         for name, values in columns.items()
     }
+
+
+def supervised_recovery(train: Sequence[Bag], test: Sequence[Bag]) -> dict[str, Estimate] | None:
+    """What attention could reach: `attention_recovery` of a probe that was told every instance.
+
+    A logistic regression is fitted to the instances of the training bags; None where not both
+    kinds of instances are known.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    known = [bag for bag in train if bag.planted is not None]
+    kinds = np.concatenate([bag.planted for bag in known]) if known else np.zeros(0, bool)
+    if len(np.unique(kinds)) < 2:
+        return None
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000)
+    ).fit(np.concatenate([bag.features for bag in known]), kinds)
+    classes = 1 + max(bag.label for bag in test)
+    found = [model.decision_function(bag.features)[:, None].repeat(classes, 1) for bag in test]
+    return attention_recovery(test, found)
