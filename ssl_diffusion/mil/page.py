@@ -63,7 +63,7 @@ def html_page(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
             "".join(details(name, value) for name, value in report["settings"].items()),
         ),
     ]
-    style = "img.wide { max-width: 100%; }\n.wide { overflow-x: auto; }\n"
+    style = "img.wide { max-width: 100%; }\n.wide { overflow-x: auto; }\ntd:first-child { width: auto; }\n"
     return document(TITLE, CSS + style, "".join(sections))
 
 

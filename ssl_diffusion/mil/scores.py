@@ -114,9 +114,9 @@ def attention_recovery(
     count = len(columns["area"])
     if not count:
         return None
-    draws = resamples(count, DRAWS, seed) / count
+    draws = resamples(count, DRAWS, seed)
     return {
-        name: Estimate.of(float(np.mean(values)), draws @ np.array(values))
+        name: Estimate.of(float(np.mean(values)), draws @ np.array(values) / count)
         for name, values in columns.items()
     }
 
