@@ -9,6 +9,11 @@ from ssl_diffusion.mil.experiment import ARMS, REAL
 from ssl_diffusion.webpage import data_url, details, document, facts, section, table
 
 TITLE = "Synthetic slides for attention MIL"
+STYLE = """
+img.wide { max-width: 100%; }
+.wide { overflow-x: auto; }
+td:first-child { width: auto; }
+"""
 HEAD = (
     "model",
     "real slides",
@@ -63,8 +68,7 @@ def html_page(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
             "".join(details(name, value) for name, value in report["settings"].items()),
         ),
     ]
-    style = "img.wide { max-width: 100%; }\n.wide { overflow-x: auto; }\ntd:first-child { width: auto; }\n"
-    return document(TITLE, CSS + style, "".join(sections))
+    return document(TITLE, CSS + STYLE, "".join(sections))
 
 
 def rows(report: Mapping[str, Any]) -> list[list[str]]:
