@@ -1,0 +1,124 @@
+"""The report of slide-level augmentation as one self-contained HTML page."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from ssl_diffusion.evaluation.style import CSS
+from ssl_diffusion.mil.experiment import ARMS, REAL
+from ssl_diffusion.webpage import data_url, details, document, facts, section, table
+
+TITLE = "Synthetic slides for attention MIL"
+STYLE = """
+img.wide { max-width: 100%; }
+.wide { overflow-x: auto; }
+td:first-child { width: auto; }
+"""
+HEAD = (
+    "model",
+    "real slides",
+    "trained on",
+    "slides",
+    "AUC",
+    "AUC, difference from real",
+    "balanced accuracy",
+    "difference from real",
+    "attention tells planted patches (AUC)",
+    "highest attention is on a planted patch (chance)",
+)
+
+
+def html_page(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """The page; `report` is what report.json holds, `pictures` are PNGs by name."""
+    images = {
+        name: f'<img class="wide" alt="{name}" src="{data_url(data)}">'
+        for name, data in pictures.items()
+    }
+    train, test = report["slides"]["real"], report["slides"]["test"]
+    sections = [
+        f'<h1>{TITLE}</h1>\n<p class="lead">Attention MIL was trained on {train} real slides and '
+        f"parts of them, with and without synthetic ones, and tested on {test} real slides that "
+        "nothing was made of.</p>\n",
+        section(
+            "Scores",
+            "Brackets are 95 % intervals of a bootstrap over test slides and seeds; every seed "
+            "draws other training slides. Differences are paired: the same training slides, seeds "
+            "and test slides. One that holds 0 shows nothing either way.",
+            table(HEAD, rows(report)),
+        ),
+        section("AUC over the number of real slides", "", images["auc.png"]),
+        section(
+            "Attention",
+            "Of networks trained on real slides alone (the largest fraction, the first seed), for "
+            "the slide's own class: the rank of each patch in its slide, bright the highest. "
+            "Frames are patches known to make the label." + _ceiling(report["told_instances"]),
+            images["attention.png"],
+        ),
+        section("Remarks", "", f"<ul>{''.join(map(_item, report['remarks']))}</ul>"),
+        section(
+            "Machine",
+            "",
+            f'<div class="columns"><div>{facts("Seconds", report["seconds"])}</div>'
+            f"<div>{facts('Hardware', report['hardware'])}</div>"
+            f"<div>{facts('Versions', report['versions'])}</div></div>",
+        ),
+        section(
+            "Settings",
+            "Everything that was set.",
+            "".join(details(name, value) for name, value in report["settings"].items()),
+        ),
+    ]
+    return document(TITLE, CSS + STYLE, "".join(sections))
+
+
+def rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """The table: a row for each model, fraction and arm."""
+    found = []
+    for trial in report["trials"]:
+        for arm, numbers in trial["arms"].items():
+            auc, accuracy = numbers["auc"], numbers["balanced_accuracy"]
+            differences = ["", ""]
+            if arm != REAL:
+                differences = [_told(one["difference"], "+.3f") for one in (auc, accuracy)]
+            found.append(
+                [
+                    trial["model"],
+                    f"{trial['real_slides']} ({trial['fraction']:.0%})",
+                    ARMS[arm],
+                    "/".join(map(str, sorted(set(numbers["slides"])))),
+                    _told(auc),
+                    differences[0],
+                    _told(accuracy),
+                    differences[1],
+                    *_attention(numbers["attention"]),
+                ]
+            )
+    return found
+
+
+def _ceiling(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    return (
+        " A logistic regression that was told which training patches are planted tells them with "
+        f"an AUC of {_told(found['area'])}, and its highest patch is one in "
+        f"{_told(found['first'], '.2f')} of the slides: about what attention can reach."
+    )
+
+
+def _attention(found: Mapping[str, Any] | None) -> list[str]:
+    if not found:
+        return ["", ""]
+    first = f"{_told(found['first'], '.2f')} ({found['share']['value']:.2f})"
+    return [_told(found["area"]), first]
+
+
+def _told(estimate: Mapping[str, Any], form: str = ".3f") -> str:
+    if estimate["low"] is None:
+        return format(estimate["value"], form)
+    low, high = format(estimate["low"], form), format(estimate["high"], form)
+    return f"{format(estimate['value'], form)} [{low}, {high}]"
+
+
+def _item(remark: str) -> str:
+    return f"<li>{escape(remark)}</li>"
