@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
-from ssl_diffusion.data.records import Source
+from ssl_diffusion.augmentation.examples import Examples
 from ssl_diffusion.encoders.augment import augment
 
 REAL, SYNTHETIC, ORDINARY = 0, 1, 2
@@ -59,8 +59,8 @@ class Pool:
       seed: of the ordinary views.
     """
 
-    real: Source
-    synthetic: Source
+    real: Examples
+    synthetic: Examples
     originals: Int[np.ndarray, " n"]
     varied: Int[np.ndarray, " m"]
     label: Int[np.ndarray, " n"]
@@ -164,5 +164,5 @@ def embedded(
     return np.concatenate(parts)
 
 
-def _read(source: Source, rows: Int[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:
+def _read(source: Examples, rows: Int[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:
     return np.stack([source[int(row)]["image"] for row in rows])

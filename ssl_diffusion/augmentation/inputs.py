@@ -7,11 +7,12 @@ import numpy as np
 from jaxtyping import Int
 
 from ssl_diffusion.augmentation.arms import Pool
+from ssl_diffusion.augmentation.examples import Examples
 from ssl_diffusion.augmentation.pixel_labels import Labels, read_labels
 from ssl_diffusion.augmentation.places import Places, read_places
 from ssl_diffusion.augmentation.variations import NONE, Variations, read_variations
 from ssl_diffusion.augmentation.writing import TOLD
-from ssl_diffusion.data.records import Records, Source
+from ssl_diffusion.data.records import Records
 from ssl_diffusion.errors import InputError
 
 
@@ -30,7 +31,7 @@ class Comparison:
     """
 
     pool: Pool
-    test: Source
+    test: Examples
     rows: Int[np.ndarray, " n"]
     label: Int[np.ndarray, " n"]
     units: Int[np.ndarray, " n"]

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from ssl_diffusion.augmentation.examples import Examples
 from ssl_diffusion.augmentation.pixel_labels import Labels
-from ssl_diffusion.data.records import Records, Source
+from ssl_diffusion.data.records import Records
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.prior.asked import Asked
 from ssl_diffusion.prior.model import Prior
@@ -128,7 +129,7 @@ def plan_variations(
 
 
 def embeddings_of(
-    source: Source, wanted: Variations, drawn: Float[np.ndarray, "n tokens dim"] | None
+    source: Examples, wanted: Variations, drawn: Float[np.ndarray, "n tokens dim"] | None
 ) -> Float[np.ndarray, "m tokens dim"]:
     """The embedding that each of `wanted` is made from.
 
@@ -145,7 +146,7 @@ def embeddings_of(
     return np.asarray(slerp(jnp.asarray(own), jnp.asarray(other), jnp.asarray(part)))
 
 
-def _stacked(source: Source, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n tokens dim"]:
+def _stacked(source: Examples, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n tokens dim"]:
     return np.stack([source[int(row)]["embedding"] for row in rows])
 
 

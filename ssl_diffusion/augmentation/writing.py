@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
+from ssl_diffusion.augmentation.examples import Examples
 from ssl_diffusion.augmentation.pixel_labels import Labels
 from ssl_diffusion.augmentation.variations import FILE, Variations, embeddings_of
 from ssl_diffusion.data.image_bytes import encode
@@ -92,7 +93,9 @@ class Work:
                 bar.update(len(rows))
             write_json(temporary / "shards.json", writer.close())
 
-    def _write(self, writer: ShardWriter, source, rows: np.ndarray, sample: Sample, batch: int):
+    def _write(
+        self, writer: ShardWriter, source: Examples, rows: np.ndarray, sample: Sample, batch: int
+    ) -> None:
         # Filled up with the last one, so that one compilation does.
         filled = np.minimum(np.arange(rows[0], rows[0] + batch), rows[-1])
         wanted = self.wanted.at(filled)
