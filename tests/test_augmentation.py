@@ -75,14 +75,16 @@ def test_partners_are_others_of_the_class_and_not_the_nearer_end():
 
 
 def test_an_interpolated_embedding_lies_on_the_arc_at_its_weight():
-    source = [{"embedding": row} for row in np.eye(4, dtype=np.float32)[:, None]]
+    lengths = np.array([1, 2, 3, 10], np.float32)
+    source = [{"embedding": row} for row in np.diag(lengths)[:, None]]
     wanted = plan("interpolate", Labels(("a",), np.zeros(4, int)), count=4)
     made = embeddings_of(source, wanted, None)
     assert made.shape == (8, 1, 4)
     for row, (first, second) in enumerate(zip(wanted.original, wanted.partner, strict=True)):
-        angle = np.arccos(np.clip(made[row, 0] @ source[first]["embedding"][0], -1, 1))
-        assert angle == pytest.approx(wanted.weight[row] * np.pi / 2, abs=1e-3)
-        assert np.linalg.norm(made[row]) == pytest.approx(1, abs=1e-5)
+        weight, length = wanted.weight[row], np.linalg.norm(made[row])
+        angle = np.arccos(made[row, 0, first] / length)
+        assert angle == pytest.approx(weight * np.pi / 2, abs=1e-3)
+        assert length == pytest.approx((1 - weight) * lengths[first] + weight * lengths[second])
         assert made[row, 0, second] > 0
 
 

@@ -95,7 +95,7 @@ def read_comparison(real: Records, synthetic: Records, kind: str, seed: int = 0)
         "variations": int(inside.sum()),
         "augmentation": told,
     }
-    remarks = _remarks(facts, told, real, train, places["train"])
+    remarks = _remarks(facts, told, real, train)
     source = real.source("test", ("image",))
     return Comparison(
         pool, source, known, test.index[known], units, unit, train.names, facts, remarks
@@ -176,8 +176,9 @@ def _counts(labels: Labels, rows: Int[np.ndarray, " n"]) -> dict[str, int]:
 
 
 def _remarks(
-    facts: dict[str, Any], told: dict[str, Any], real: Records, train: Labels, at: Places
+    facts: dict[str, Any], told: dict[str, Any], real: Records, train: Labels
 ) -> list[str]:
+    """What a reader has to know, from whether slides are unseen to what was left out."""
     remarks = []
     if facts["test_slides_unseen"]:
         remarks.append(f"Test patches are of {facts['test_slides']} slides that no one trained on.")
@@ -202,8 +203,6 @@ def _remarks(
             "The generator was trained elsewhere or by another split: it may know test patches, "
             "if it has seen these slides at all."
         )
-    if len(set(at.slide)) == 1 and facts["labels"]["kind"] == "source":
-        remarks.append("Sources are files of one patient or slide.")
     if left_out := int((train.index < 0).sum()):
         remarks.append(f"{left_out:,} training patches without a label were left out.")
     return remarks

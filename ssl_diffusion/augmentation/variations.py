@@ -134,7 +134,7 @@ def embeddings_of(
     """The embedding that each of `wanted` is made from.
 
     `drawn` are the prior's, those of `wanted` in order; None leaves or interpolates the patches'
-    own, along the arc between them.
+    own: directions along the arc between them, lengths along the line.
     """
     if drawn is not None:
         return drawn
@@ -143,7 +143,11 @@ def embeddings_of(
         return own
     other = _stacked(source, wanted.partner)
     part = np.broadcast_to(wanted.weight[:, None], own.shape[:2]).astype(np.float32)
-    return np.asarray(slerp(jnp.asarray(own), jnp.asarray(other), jnp.asarray(part)))
+    lengths = [np.linalg.norm(end, axis=-1, keepdims=True) for end in (own, other)]
+    # Directions and lengths apart: a longer embedding would draw the arc to its side.
+    ends = (jnp.asarray(end / np.maximum(n, 1e-12)) for end, n in zip((own, other), lengths))
+    length = (1 - part[..., None]) * lengths[0] + part[..., None] * lengths[1]
+    return np.asarray(slerp(*ends, jnp.asarray(part))) * length
 
 
 def _stacked(source: Examples, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n tokens dim"]:
