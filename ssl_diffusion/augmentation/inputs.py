@@ -187,6 +187,11 @@ def _remarks(
             "Test patches are of blocks that were held out of slides that are trained on: scores "
             "tell nothing of other slides."
         )
+    if facts["test_slides_unseen"] and facts["bootstrap_over"] != "slides":
+        remarks.append(
+            f"{facts['test_slides']} test slides are too few to resample: intervals are over "
+            f"{facts['bootstrap_over']} and do not hold how slides differ."
+        )
     if facts["bootstrap_over"] == "patches":
         remarks.append(
             "There are too few slides and blocks to resample: intervals are over patches, as if "

@@ -143,11 +143,11 @@ def embeddings_of(
         return own
     other = _stacked(source, wanted.partner)
     part = np.broadcast_to(wanted.weight[:, None], own.shape[:2]).astype(np.float32)
-    lengths = [np.linalg.norm(end, axis=-1, keepdims=True) for end in (own, other)]
     # Directions and lengths apart: a longer embedding would draw the arc to its side.
-    ends = (jnp.asarray(end / np.maximum(n, 1e-12)) for end, n in zip((own, other), lengths))
-    length = (1 - part[..., None]) * lengths[0] + part[..., None] * lengths[1]
-    return np.asarray(slerp(*ends, jnp.asarray(part))) * length
+    first, last = (np.linalg.norm(end, axis=-1, keepdims=True) for end in (own, other))
+    ends = own / np.maximum(first, 1e-12), other / np.maximum(last, 1e-12)
+    length = (1 - part[..., None]) * first + part[..., None] * last
+    return np.asarray(slerp(*map(jnp.asarray, (*ends, part)))) * length
 
 
 def _stacked(source: Examples, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n tokens dim"]:
