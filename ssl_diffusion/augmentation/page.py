@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ssl_diffusion.augmentation.arms import ARMS
+from ssl_diffusion.augmentation.comparison import REFERENCES
 from ssl_diffusion.augmentation.scores import METRICS
 from ssl_diffusion.evaluation.figures import MIDDLE, labelled_sheet, png_of, pyplot
 from ssl_diffusion.webpage import data_url, details, document, facts, section, table
@@ -48,7 +49,10 @@ def html_page(
             TITLES[name],
             escape(report["classifiers"][name]["meaning"])
             + " Differences are paired: both classifiers on the same resamples of test patches.",
-            table(_HEAD, _lines([row for row in report["rows"] if row["classifier"] == name])),
+            "".join(
+                _table([row for row in report["rows"] if row["classifier"] == name], metric)
+                for metric in METRICS
+            ),
         )
         for name in names
     ]
@@ -80,26 +84,20 @@ def html_page(
     return document(TITLE, STYLE, "".join(parts))
 
 
-_HEAD = (
-    ("labelled", "trained on", "patches")
-    + ("balanced accuracy", "sd of seeds", "minus real", "minus real + ordinary")
-    + ("AUC", "sd of seeds", "minus real", "minus real + ordinary")
-)
-
-
-def _lines(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def _table(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    head = ("labelled", "trained on", "patches", SHORT[metric], "sd of seeds")
+    head += tuple(f"minus {other}" for other in REFERENCES)
     lines = []
     for row in rows:
+        spread = row[metric]["seed_sd"]
         line = [f"{row['fraction']:g} ({row['real']:,})", row["arm"], f"{row['patches']:,}"]
-        for metric in METRICS:
-            spread = row[metric]["seed_sd"]
-            line += [interval(row[metric]), "" if spread is None else f"{spread:.3f}"]
-            line += [
-                interval(row["minus"][other][metric], sign="+") if other in row["minus"] else ""
-                for other in ("real", "real + ordinary")
-            ]
-        lines.append(tuple(line))
-    return lines
+        line += [interval(row[metric]), "" if spread is None else f"{spread:.3f}"]
+        line += [
+            interval(row["minus"][other][metric], sign="+") if other in row["minus"] else ""
+            for other in REFERENCES
+        ]
+        lines.append(line)
+    return table(head, lines)
 
 
 def interval(told: Mapping[str, Any], sign: str = "") -> str:
@@ -115,32 +113,27 @@ def _summary(report: Mapping[str, Any]) -> str:
     sentences = [
         f"{report['variations']:,} synthetic patches, variations of {report['train']['patches']:,} "
         f"labelled ones ({', '.join(report['classes'])}), tested on {report['test']['patches']:,} "
-        "real held-out patches."
+        "real held-out patches. Shares are of the labelled patches, the score balanced accuracy."
     ]
-    for row in report["rows"]:
-        if row["arm"] != "real + synthetic":
-            continue
-        against = [
-            f"{_verdict(row['minus'][other]['balanced_accuracy'])} {words}"
-            for other, words in (
-                ("real", "real patches alone"),
-                ("real + ordinary", "ordinary augmentations"),
-            )
-        ]
-        sentences.append(
-            f"{TITLES[row['classifier']]}, {row['fraction']:.0%} labelled: real + synthetic "
-            f"{against[0]}, {against[1]}."
-        )
+    both = [row for row in report["rows"] if row["arm"] == "real + synthetic"]
+    for name in dict.fromkeys(row["classifier"] for row in both):
+        for other, words in zip(REFERENCES, ("real patches alone", "ordinary ones"), strict=True):
+            found: dict[str, list[str]] = {}
+            for row in both:
+                if row["classifier"] == name:
+                    verdict = _verdict(row["minus"][other]["balanced_accuracy"])
+                    found.setdefault(verdict, []).append(f"{row['fraction']:.0%}")
+            told = ", ".join(f"{verdict} at {', '.join(at)}" for verdict, at in found.items())
+            sentences.append(f"{TITLES[name]}, synthetic added, against {words}: {told}.")
     return f'<h1>{TITLE}</h1>\n<p class="lead">{escape(" ".join(sentences))}</p>\n'
 
 
 def _verdict(told: Mapping[str, Any]) -> str:
-    number = f"{told['value']:+.3f}"
     if told["low"] is not None and told["low"] > 0:
-        return f"is better ({number}) than"
+        return "better"
     if told["high"] is not None and told["high"] < 0:
-        return f"is worse ({number}) than"
-    return f"cannot be told ({number}) from"
+        return "worse"
+    return "no difference beyond the interval"
 
 
 def score_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
