@@ -201,6 +201,21 @@ def test_intervals_of_a_difference_cover_it():
     assert 34 <= covered <= 40
 
 
+def test_intervals_hold_the_spread_of_seeds():
+    labels = np.tile([0, 1], 50)
+
+    def run(wrong: int) -> np.ndarray:
+        """`wrong` of each five pairs are mistaken, in every unit: no unit differs."""
+        mistaken = np.arange(100) // 2 % 5 < wrong
+        return np.eye(2)[np.where(mistaken, 1 - labels, labels)]
+
+    judge = Judge(labels, np.arange(100) // 10)
+    alike = judge.score([run(1), run(1)])["balanced_accuracy"].told()
+    assert (alike["value"], alike["low"]) == (0.8, None)
+    apart = judge.score([run(0), run(2)])["balanced_accuracy"].told()
+    assert (apart["value"], apart["low"], apart["high"]) == pytest.approx((0.8, 0.6, 1.0))
+
+
 def test_the_probe_learns_what_is_linear_and_takes_few_patches():
     rng = np.random.default_rng(0)
     labels = np.arange(80) % 2

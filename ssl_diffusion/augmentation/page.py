@@ -39,7 +39,8 @@ def html_page(
         section(
             "Scores over the share of labelled patches",
             f"Bars are 95 % intervals of a bootstrap over the {report['bootstrap_units']} test "
-            f"{report['bootstrap_over']}; the spread over seeds is in the tables.",
+            f"{report['bootstrap_over']} and the {report['seeds_of_each']} seeds (which patches "
+            "are labelled, how training went).",
             f'<img class="full" alt="scores over fraction" '
             f'src="{data_url(pictures["scores.png"])}">',
         )
@@ -48,7 +49,7 @@ def html_page(
         section(
             TITLES[name],
             escape(report["classifiers"][name]["meaning"])
-            + " Differences are paired: both classifiers on the same resamples of test patches.",
+            + " Differences are paired: both classifiers on the same resamples.",
             "".join(
                 _table([row for row in report["rows"] if row["classifier"] == name], metric)
                 for metric in METRICS

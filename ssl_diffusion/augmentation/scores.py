@@ -1,7 +1,8 @@
 """Balanced accuracy and AUC of classifiers, and differences of two on the same test patches.
 
-Intervals are bootstraps over units (slides, blocks) of the test patches, the same resamples for all
-classifiers: differences are paired. What varies from seed to seed is told apart, as a spread.
+Intervals are bootstraps over units (slides, blocks) of the test patches and over seeds (which
+patches were labelled, how training went), the same resamples for all classifiers: differences are
+paired. Of few seeds the spread is drawn too small; it is told beside.
 """
 
 from dataclasses import asdict, dataclass
@@ -10,14 +11,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ssl_diffusion.evaluation.intervals import Estimate, resamples
+from ssl_diffusion.evaluation.intervals import DRAWS, Estimate, resamples
 
 METRICS = ("balanced_accuracy", "auc")
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A metric: of each seed, and bootstrap draws of the mean over seeds."""
+    """A metric: of each seed, and bootstrap draws of their mean."""
 
     of_seeds: Float[np.ndarray, " seeds"]
     draws: Float[np.ndarray, " draws"]
@@ -42,17 +43,17 @@ class Judge:
         self._count = int(units.max()) + 1
         self._classes = np.unique(labels)
         self._weights = resamples(self._count, seed=seed).astype(np.float64)
+        self._seed = seed
 
     def score(self, runs: list[Float[np.ndarray, "n classes"]]) -> dict[str, Scored]:
         """By metric; `runs` are the probabilities of each seed's classifier."""
-        tables = [(self._balanced(run), self._auc(run)) for run in runs]
-        return {
-            name: Scored(
-                np.array([pair[i][0] for pair in tables]),
-                np.mean([pair[i][1] for pair in tables], axis=0),
-            )
-            for i, name in enumerate(METRICS)
-        }
+        drawn = np.random.default_rng(self._seed + 1).integers(len(runs), size=(DRAWS, len(runs)))
+        scored = {}
+        for name, measure in zip(METRICS, (self._balanced, self._auc), strict=True):
+            values, draws = zip(*map(measure, runs), strict=True)
+            of_draws = np.take_along_axis(np.stack(draws, axis=1), drawn[: len(draws[0])], axis=1)
+            scored[name] = Scored(np.array(values), of_draws.mean(axis=1))
+        return scored
 
     def _balanced(self, run: np.ndarray) -> tuple[float, np.ndarray]:
         """Mean over the classes of the share of its patches that are found."""
