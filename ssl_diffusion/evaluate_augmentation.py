@@ -100,6 +100,12 @@ def main() -> None:
     )
     rows = compare(compared, classifiers, fractions, SEEDS.value)
     ended = time.perf_counter()
+    chance = 1 / len(np.unique(compared.label))
+    if any((row["balanced_accuracy"]["high"] or 1) < chance for row in rows):
+        remarks.append(
+            f"Some scores are below chance ({chance:.2f}): the training patches do not stand for "
+            "the test patches, as where few slides differ by more than the class."
+        )
     report = {
         **compared.facts,
         "encoder": told,
