@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from ssl_diffusion.augmentation import variations
 from ssl_diffusion.augmentation.arms import ARMS, ORDINARY, REAL, SYNTHETIC, Pool
 from ssl_diffusion.augmentation.classifiers import linear_probe
 from ssl_diffusion.augmentation.pixel_labels import (
@@ -17,6 +18,7 @@ from ssl_diffusion.augmentation.places import Places
 from ssl_diffusion.augmentation.scores import Judge
 from ssl_diffusion.augmentation.variations import FURTHEST, NONE, embeddings_of, plan_variations
 from ssl_diffusion.errors import InputError
+from ssl_diffusion.prior.model import load_prior
 
 LABELS = Labels(("a", "b"), np.array([0, 1, 0, -1, 1, 0]))
 
@@ -86,6 +88,22 @@ def test_an_interpolated_embedding_lies_on_the_arc_at_its_weight():
         assert angle == pytest.approx(weight * np.pi / 2, abs=1e-3)
         assert length == pytest.approx((1 - weight) * lengths[first] + weight * lengths[second])
         assert made[row, 0, second] > 0
+
+
+def test_the_prior_is_asked_for_each_class_and_each_draw_is_used_once(monkeypatch):
+    prior = load_prior("demo:prior")
+    seeds = []
+
+    def grids(prior, asked, rows, cols, *, samples, seed):
+        seeds.append(seed)
+        (name,) = asked.label
+        value = 100.0 * (name == "b") + np.arange(samples)
+        return np.broadcast_to(value[:, None, None, None, None], (samples, 1, 1, 1, prior.dim))
+
+    monkeypatch.setattr(variations, "sample_grids", grids)
+    drawn = variations.draw_embeddings(prior, plan("prior"), LABELS, seed=0)
+    assert drawn[:, 0, 0].tolist() == [0, 1, 100, 101, 2, 3, 102, 103, 4, 5]
+    assert len(set(seeds)) == 2 and all(0 <= seed < 2**32 for seed in seeds)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from ssl_diffusion.prior.asked import Asked
 from ssl_diffusion.prior.model import Prior
 from ssl_diffusion.prior.sampling import sample_grids
 from ssl_diffusion.stitching.grid import slerp
-from ssl_diffusion.stitching.settings import SEEDS
 
 HOW = ("same", "interpolate", "prior")
 FURTHEST = 0.5  # part of the way to another patch: the nearer end is the one whose label is taken
@@ -185,7 +184,7 @@ def draw_embeddings(
     drawn = np.zeros((len(wanted), prior.tokens, prior.dim), np.float32)
     for c in tqdm(np.unique(classes), desc="embeddings from the prior", unit="class"):
         rows = np.flatnonzero(classes == c)
-        own = np.random.SeedSequence([seed, int(c)]).generate_state(1)[0] % SEEDS
+        own = np.random.SeedSequence([seed, int(c)]).generate_state(1)[0]
         asked = Asked(label={labels.names[c]: 1.0})
         grids = sample_grids(prior, asked, 1, 1, samples=len(rows), seed=int(own))
         drawn[rows] = grids[wanted.rank[rows], 0, 0]
