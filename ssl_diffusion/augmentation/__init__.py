@@ -1,0 +1,1 @@
+"""Synthetic variations of labelled patches, and whether a classifier gains by them."""

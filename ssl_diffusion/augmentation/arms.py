@@ -1,0 +1,168 @@
+"""The training sets that are compared: real patches, synthetic ones, and ordinary augmentations."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+from tqdm import tqdm
+
+from ssl_diffusion.augmentation.examples import Examples
+from ssl_diffusion.encoders.augment import augment
+
+REAL, SYNTHETIC, ORDINARY = 0, 1, 2
+ARMS = {
+    "real": (REAL,),
+    "synthetic": (SYNTHETIC,),
+    "real + synthetic": (REAL, SYNTHETIC),
+    "real + ordinary": (REAL, ORDINARY),
+}
+# Flips and turns, a crop, colour jitter as is usual for slides; hue is nearly left alone.
+VIEW = {
+    "crop": 0.6,
+    "brightness": 0.2,
+    "contrast": 0.2,
+    "saturation": 0.2,
+    "hue": 0.02,
+    "blur_px": 0.5,
+}
+CHUNK = 64  # images at once, always: one compilation
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Training patches of any kind; `row` is a number in the pool, see `Pool.images`."""
+
+    kind: Int[np.ndarray, " n"]
+    row: Int[np.ndarray, " n"]
+    label: Int[np.ndarray, " n"]
+    group: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Real labelled patches that have variations, these, and as many ordinary views.
+
+    Attributes:
+      real, synthetic: sources of images.
+      originals: rows of `real` that are in the pool, sorted.
+      varied: place in `originals` of the patch that each synthetic one varies; -1 leaves it out.
+        Ordinary view number k is one of the patch that synthetic patch number k varies: there are
+        as many of both, patch by patch.
+      label, group: of `originals`.
+      seed: of the ordinary views.
+    """
+
+    real: Examples
+    synthetic: Examples
+    originals: Int[np.ndarray, " n"]
+    varied: Int[np.ndarray, " m"]
+    label: Int[np.ndarray, " n"]
+    group: Int[np.ndarray, " n"]
+    seed: int = 0
+
+    def subset(self, fraction: float, seed: int) -> Int[np.ndarray, " k"]:
+        """Places in `originals` of a part of each class, at least two patches; sorted.
+
+        Smaller parts of one seed lie within larger ones.
+        """
+        rng = np.random.default_rng(seed)
+        chosen = []
+        for c in np.unique(self.label):
+            own = rng.permutation(np.flatnonzero(self.label == c))
+            chosen.append(own[: max(2, round(fraction * len(own)))])
+        return np.sort(np.concatenate(chosen))
+
+    def arm(self, name: str, chosen: Int[np.ndarray, " k"]) -> Patches:
+        """The training set of an arm, of the chosen originals and what was made of them alone."""
+        of_chosen = np.flatnonzero(np.isin(self.varied, chosen))
+        parts = [
+            (kind, chosen if kind == REAL else of_chosen, chosen)
+            if kind == REAL
+            else (kind, of_chosen, self.varied[of_chosen])
+            for kind in ARMS[name]
+        ]
+        origin = np.concatenate([origin for _, _, origin in parts])
+        return Patches(
+            kind=np.concatenate([np.full(len(rows), kind) for kind, rows, _ in parts]),
+            row=np.concatenate([rows for _, rows, _ in parts]),
+            label=self.label[origin],
+            group=self.group[origin],
+        )
+
+    def images(self, kind: int, rows: Int[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:
+        """Real patches by their place in `originals`, the others by the synthetic patch's row."""
+        if kind == SYNTHETIC:
+            return _read(self.synthetic, rows)
+        if kind == REAL:
+            return _read(self.real, self.originals[rows])
+        return self._views(rows)
+
+    def mixed(
+        self, kinds: Int[np.ndarray, " k"], rows: Int[np.ndarray, " k"]
+    ) -> UInt8[np.ndarray, "k h w 3"]:
+        """Images of several kinds, in order."""
+        images: np.ndarray | None = None
+        for kind in np.unique(kinds):
+            some = self.images(int(kind), rows[kinds == kind])
+            if images is None:
+                images = np.zeros((len(kinds), *some.shape[1:]), np.uint8)
+            images[kinds == kind] = some
+        return images
+
+    def embedded(
+        self, kind: int, embed: Callable[[np.ndarray], np.ndarray]
+    ) -> Float[np.ndarray, "n d"]:
+        """Embeddings of all of a kind, by the numbers that `images` takes."""
+        count = len(self.originals) if kind == REAL else len(self.varied)
+        name = ("real", "synthetic", "ordinary")[kind]
+        return embedded(partial(self.images, kind), count, embed, f"embed {name}")
+
+    def _views(self, rows: Int[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:
+        views = []
+        for first in range(0, len(rows), CHUNK):
+            some = rows[first : first + CHUNK]
+            filled = np.resize(some, CHUNK)
+            real = _read(self.real, self.originals[self.varied[filled]])
+            views.append(
+                np.asarray(self._view(jnp.asarray(filled), jnp.asarray(real)))[: len(some)]
+            )
+        return np.concatenate(views)
+
+    @cached_property
+    def _view(self) -> Callable[[Array, Array], Array]:
+        root = jax.random.key(self.seed)
+
+        @jax.jit
+        @jax.vmap
+        def view(row: Array, image: Array) -> Array:
+            made = augment(jax.random.fold_in(root, row), image / 127.5 - 1.0, VIEW)
+            return jnp.clip(jnp.round((made + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+        return view
+
+
+def embedded(
+    read: Callable[[np.ndarray], np.ndarray],
+    count: int,
+    embed: Callable[[np.ndarray], np.ndarray],
+    name: str,
+) -> Float[np.ndarray, "n d"]:
+    """Embeddings, as vectors, of what `read` gives for the numbers 0 to `count` - 1."""
+    parts = []
+    with tqdm(total=count, desc=name, unit="patch") as bar:
+        for first in range(0, count, CHUNK):
+            images = read(np.arange(first, min(first + CHUNK, count)))
+            parts.append(embed(images).reshape(len(images), -1))
+            bar.update(len(images))
+    return np.concatenate(parts)
+
+
+def _read(source: Examples, rows: Int[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:
+    return np.stack([source[int(row)]["image"] for row in rows])

@@ -1,0 +1,185 @@
+"""Trains classifiers on real and on synthetic patches, tests them on real ones, and reports.
+
+python -m ssl_diffusion.evaluate_augmentation --records=REAL --synthetic=DIR --labels=class \\
+    --output=DIR
+
+`--synthetic` is from `augment`. Trained on real patches, on synthetic ones, on both, and on real
+patches with as many ordinary augmentations (flips, turns, crop, colour): what synthetic data has to
+beat. Tested on the records' split "test". Writes report.json, report.html (self-contained),
+scores.png and sheet.png.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from ssl_diffusion import cli
+from ssl_diffusion.augmentation.arms import VIEW
+from ssl_diffusion.augmentation.classifiers import PENALTIES, FineTuning
+from ssl_diffusion.augmentation.comparison import compare, fine_tuned, linear
+from ssl_diffusion.augmentation.inputs import Comparison, read_comparison
+from ssl_diffusion.augmentation.page import html_page, score_figure, variation_sheet
+from ssl_diffusion.augmentation.pixel_labels import KINDS
+from ssl_diffusion.data.records import Records, open_records
+from ssl_diffusion.encoders.encoder import SSLEncoder
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.evaluation.figures import png_bytes
+from ssl_diffusion.evaluation.inputs import writable_folder
+from ssl_diffusion.evaluation.machine import hardware, versions
+from ssl_diffusion.files import replacing, write_json
+from ssl_diffusion.weights.encoder import load_encoder
+
+FLAGS = flags.FlagValues()
+RECORDS = flags.DEFINE_string(
+    "records", None, "real records, with splits train and test", required=True, flag_values=FLAGS
+)
+SYNTHETIC = flags.DEFINE_string(
+    "synthetic", None, "variations of them, from augment", required=True, flag_values=FLAGS
+)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "folder to write the report into", required=True, flag_values=FLAGS
+)
+LABELS = flags.DEFINE_enum(
+    "labels", "class", [*KINDS], "what the classifiers tell apart", flag_values=FLAGS
+)
+ENCODER = flags.DEFINE_string(
+    "encoder", None, "encoder of the classifiers; the records' own by default", flag_values=FLAGS
+)
+FRACTIONS = flags.DEFINE_list(
+    "fractions", "0.01,0.1,1", "parts of the labelled patches that are real", flag_values=FLAGS
+)
+SEEDS = flags.DEFINE_integer(
+    "seeds", 3, "runs of each: draws of the part, of training", lower_bound=1, flag_values=FLAGS
+)
+STEPS = flags.DEFINE_integer(
+    "steps", 150, "of fine-tuning, the same for all; 0 leaves it out", 0, flag_values=FLAGS
+)
+BATCH = flags.DEFINE_integer("batch", 32, "of fine-tuning", lower_bound=1, flag_values=FLAGS)
+
+SHEET = 12  # originals that are shown
+MEANING = {
+    "linear": "Logistic regression of the encoder's embeddings, standardised, classes balanced; "
+    "its penalty is chosen by cross-validation over groups of the training patches.",
+    "fine-tuned": "The encoder's network with a linear head, all of it trained for {steps} steps "
+    "on batches of {batch}: the same for every row, so that more data is not more training.",
+}
+
+
+def main() -> None:
+    """Reads and checks everything, trains and scores, writes."""
+    start = time.perf_counter()
+    output = writable_folder(OUTPUT.value)
+    fractions = parse_fractions(FRACTIONS.value)
+    real = open_records(RECORDS.value)
+    synthetic = open_records(SYNTHETIC.value)
+    compared = read_comparison(real, synthetic, LABELS.value)
+    encoder, told = open_encoder(real)
+    classifiers = {"linear": linear(compared, encoder.embed)}
+    about: dict[str, Any] = {"linear": {"meaning": MEANING["linear"], "penalties": [*PENALTIES]}}
+    remarks = compared.remarks
+    if told == "the records' own":
+        remarks.append(
+            "The classifiers' encoder is the one whose embeddings the variations were made from; "
+            "--encoder=DIR takes another."
+        )
+    if STEPS.value and isinstance(encoder, SSLEncoder):
+        tuning = FineTuning(encoder, len(compared.names), STEPS.value, BATCH.value)
+        classifiers["fine-tuned"] = fine_tuned(compared, tuning)
+        meaning = MEANING["fine-tuned"].format(**tuning.settings())
+        about["fine-tuned"] = {"meaning": meaning, **tuning.settings()}
+    else:
+        remarks.append("No network was fine-tuned.")
+    prepared = time.perf_counter()
+    remarks.append(
+        "Each interval is of one difference: where there is none, one in twenty excludes 0 still."
+    )
+    rows = compare(compared, classifiers, fractions, SEEDS.value)
+    ended = time.perf_counter()
+    chance = 1 / len(np.unique(compared.label))
+    if any((row["balanced_accuracy"]["high"] or 1) < chance for row in rows):
+        remarks.append(
+            f"Some scores are below chance ({chance:.2f}): the training patches do not stand for "
+            "the test patches, as where few slides differ by more than the class."
+        )
+    report = {
+        **compared.facts,
+        "encoder": told,
+        "classifiers": about,
+        "ordinary": VIEW,
+        "fractions": fractions,
+        "seeds_of_each": SEEDS.value,
+        "rows": rows,
+        "remarks": remarks,
+        "seconds": {"read and embed": prepared - start, "train and score": ended - prepared},
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+    pictures = {
+        "scores.png": score_figure(rows),
+        "sheet.png": png_bytes(sheet(compared)),
+    }
+    settings = {"comparison": compared.facts, "classifiers": about, "ordinary views": VIEW}
+    settings |= {"records": real.metadata["recipe"]}
+    write_report(output, report, pictures, settings)
+    logging.info("report: %s", output / "report.html")
+
+
+def parse_fractions(words: list[str]) -> list[float]:
+    """Rising, each above 0 and up to 1; InputError for anything else."""
+    try:
+        found = sorted({float(word) for word in words})
+    except ValueError:
+        found = []
+    if not found or not all(0 < fraction <= 1 for fraction in found):
+        raise InputError(
+            f"--fractions={','.join(words)}; expected numbers above 0 and up to 1, as 0.01,0.1,1"
+        )
+    return found
+
+
+def open_encoder(real: Records) -> tuple[Any, str]:
+    """The classifiers' encoder and what the report calls it; InputError if there is none."""
+    if ENCODER.value:
+        return load_encoder(ENCODER.value, real.metadata["patch_px"]), ENCODER.value
+    folder = real.folder / "encoder"
+    if not folder.is_dir():
+        raise InputError(f"records in {real.folder} came without an encoder; give --encoder=DIR")
+    return load_encoder(folder), "the records' own"
+
+
+def sheet(compared: Comparison) -> np.ndarray:
+    """Originals spread over the pool, with up to three of their variations each."""
+    pool = compared.pool
+    picks = np.linspace(0, len(pool.originals) - 1, min(SHEET, len(pool.originals))).astype(int)
+    groups, names = [], []
+    most = min(3, int(np.bincount(pool.varied[pool.varied >= 0]).min()))
+    for pick in picks:
+        rows = np.flatnonzero(pool.varied == pick)[:most]
+        groups.append([*pool.images(0, np.array([pick])), *pool.images(1, rows)])
+        names.append(compared.names[pool.label[pick]])
+    return variation_sheet(groups, names)
+
+
+def write_report(
+    output: Path,
+    report: dict[str, Any],
+    pictures: Mapping[str, bytes],
+    settings: dict[str, Any],
+) -> None:
+    """All files; the page last, so that a page never stands beside numbers of another run."""
+    for name, content in pictures.items():
+        with replacing(output / name) as temporary:
+            temporary.write_bytes(content)
+    write_json(output / "report.json", report)
+    page = html_page(report, pictures, settings)
+    with replacing(output / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.run(main, FLAGS)
