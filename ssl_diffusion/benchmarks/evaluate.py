@@ -145,7 +145,8 @@ def measure(measures: Sequence[str], samples: int, dimension: int) -> Iterator[d
     """A row for each way to each measure, of two sets of `samples` features, each in a process.
 
     `core_seconds` are those of all cores together, which other work on the machine disturbs least;
-    `ratio` is its seconds over ours, `core_ratio` that of core seconds. `gigabytes` is the most it held beyond the features.
+    `ratio` is its seconds over ours, `core_ratio` that of core seconds. `gigabytes` is the
+    most it held beyond the features.
     `precision` makes recall too; ours also density and coverage.
     """
     for name in measures:
@@ -156,12 +157,13 @@ def measure(measures: Sequence[str], samples: int, dimension: int) -> Iterator[d
             fresh = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=fresh) as process:
                 row = process.submit(_timed, way, samples, dimension).result()
-            ours = ours or row["seconds"]
-            yield (
-                {"measure": name, "by": who, "samples": samples, "dimension": dimension}
-                | row
-                | {"ratio": row["seconds"] / ours}
-            )
+            ours = ours or row
+            sizes = {"samples": samples, "dimension": dimension}
+            ratios = {
+                "ratio": row["seconds"] / ours["seconds"],
+                "core_ratio": row["core_seconds"] / ours["core_seconds"],
+            }
+            yield {"measure": name, "by": who} | sizes | row | ratios
 
 
 def _timed(way: Callable, samples: int, dimension: int) -> dict[str, float]:
@@ -193,7 +195,8 @@ def _held_bytes(which: str) -> int:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as text."""
     lines = [
-        f"{'measure':<18}{'by':<16}{'seconds':>9}{'/ ours':>8}{'core s':>9}{'/ ours':>8}{'GB':>7}  value"
+        f"{'measure':<18}{'by':<16}{'seconds':>9}{'/ ours':>8}{'core s':>9}{'/ ours':>8}"
+        f"{'GB':>7}  value"
     ]
     lines += [
         f"{row['measure']:<18}{row['by']:<16}{row['seconds']:9.1f}{row['ratio']:8.2f}"
