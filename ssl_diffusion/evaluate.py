@@ -159,9 +159,9 @@ def open_real(model: Model | None, records: Records, output: Path) -> RealFeatur
         checks.check_split(model, records, UNSEEN.value)
     checks.check_encoder(encoder, records, patch_px, "test")
     judge = JUDGE.value or judging.default_judge(records)
-    spaces = [judging.conditioning_space(encoder, where)]
-    spaces += judging.further_spaces(where, judge, NETWORKS.value, RESIZE.value)
-    return RealFeatures(records, spaces, Path(CACHE.value or output / "features"))
+    own = judging.conditioning_space(encoder, where)
+    further = judging.further_spaces(own, judge, NETWORKS.value, RESIZE.value)
+    return RealFeatures(records, [own, *further], Path(CACHE.value or output / "features"))
 
 
 def open_train_records(real: RealFeatures) -> Records | None:
@@ -199,7 +199,9 @@ def open_samples(
     indices, images, settings["samples"] = inputs.read_samples(folder, len(real.held_out), patch_px)
     checks.check_made_by(settings["samples"], "samples", model)
     checks.check_made_from(settings["samples"], records)
-    return Samples(array_images(images, "samples"), indices)
+    found = array_images(images, "samples")
+    found.settings |= {"kind": "ssl_diffusion.sample", "path": folder.name, "format": "PNG"}
+    return Samples(found, indices)
 
 
 def first_stage(model: Model | None, records: Records) -> Stage | None:

@@ -1,6 +1,5 @@
 """The feature spaces in which images are judged: conditioning encoder, judge, further networks."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from ssl_diffusion.encoders.encoder import SSLEncoder
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.spaces import Space, encoder_space, open_space
 from ssl_diffusion.files import sha256
-from ssl_diffusion.weights.folder import SPEC, WEIGHTS
+from ssl_diffusion.weights.folder import WEIGHTS, kind_of
 
 NO_JUDGE = "none"
 CONDITIONING, JUDGE = "encoder", "judge"  # names of spaces in which single images are judged
@@ -21,8 +20,7 @@ WHOLE_IMAGES = ("CLIP-FID", "FD (CLIP)")
 
 def conditioning_space(encoder: SSLEncoder, folder: Path) -> Space:
     """The space of the encoder that conditions the model, opened from `folder`."""
-    parts = [sha256(folder / name) for name in (SPEC, WEIGHTS)]
-    digest = hashlib.sha256("".join(parts).encode()).hexdigest()
+    digest = sha256(folder / WEIGHTS)
     return encoder_space(encoder, CONDITIONING, "FD (project encoder)", digest)
 
 
@@ -36,17 +34,18 @@ def default_judge(records: Records) -> str:
 
 
 def further_spaces(
-    encoder: Path, judge: str, networks: Sequence[str], resize: str | None
+    conditioning: Space, judge: str, networks: Sequence[str], resize: str | None
 ) -> list[Space]:
     """The judge, unless it is "none", and the networks, named as their folders.
 
-    Raises InputError where the judge is the `encoder` (its folder) that conditions the model, and
-    for two networks of one name.
+    Raises InputError where the judge is the encoder that conditions the model, and for two networks
+    of one name.
     """
     spaces = []
     if judge != NO_JUDGE:
         spaces.append(open_space(judge, JUDGE))
-        if sha256(demo.resolve(judge) / WEIGHTS) == sha256(encoder / WEIGHTS):
+        weights = [space.settings["weights_sha256"] for space in (conditioning, spaces[0])]
+        if weights[0] == weights[1]:
             raise InputError(
                 f"--judge={judge} is the encoder that conditions the model: it is not independent, "
                 "and would praise what the model was made to please; give another encoder, or none"
@@ -63,5 +62,6 @@ def further_spaces(
                 f"--networks={','.join(networks)}: the name {name!r} comes twice, or is taken; "
                 "give folders of distinct names"
             )
-        spaces.append(open_space(folder, name, resize))
+        feature_network = kind_of(folder) == "features"
+        spaces.append(open_space(folder, name, resize if feature_network else None))
     return spaces

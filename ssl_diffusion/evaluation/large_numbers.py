@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ssl_diffusion.evaluation.agreement import agreement, estimated, joined
-from ssl_diffusion.evaluation.crops import crops
+from ssl_diffusion.evaluation.crops import CROP_SEED, crops
 from ssl_diffusion.evaluation.image_sets import ImageSet, array_images
 from ssl_diffusion.evaluation.patch_numbers import compare_sets
 from ssl_diffusion.evaluation.pixels import sharpness
@@ -125,8 +125,8 @@ def crop_numbers(
 
     def cut(view: str, shift: int = 0) -> ImageSet:
         parts = [
-            crops(getattr(image, view), size, count, seed + shift)
-            for seed, image in enumerate(images)
+            crops(getattr(image, view), size, count, CROP_SEED + index + shift)
+            for index, image in enumerate(images)
         ]
         return array_images(np.concatenate(parts), f"crops, {view}")
 

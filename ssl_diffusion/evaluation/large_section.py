@@ -14,7 +14,7 @@ from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation import inputs
 from ssl_diffusion.evaluation.checks import check_made_by, is_held_out
-from ssl_diffusion.evaluation.crops import CROP_COUNT, CROP_PX
+from ssl_diffusion.evaluation.crops import CROP_PX, CROP_SEED, CROPS_PER_IMAGE
 from ssl_diffusion.evaluation.judging import CONDITIONING, JUDGE, WHOLE_IMAGES
 from ssl_diffusion.evaluation.large_numbers import (
     LargeImage,
@@ -62,7 +62,7 @@ def evaluate_large_images(
     """The section `large_image`, and the pictures to show.
 
     Crops have `crop_px`, or CROP_PX where every image is at least twice as large, else the size of
-    a patch; there are `crop_count` of each image, or CROP_COUNT.
+    a patch; there are `crop_count` of each image, or CROPS_PER_IMAGE.
     """
     images = [_large_image(one, model, real) for one in stitched]
     smallest = min(min(image.real.shape[:2]) for image in images)
@@ -72,14 +72,14 @@ def evaluate_large_images(
             f"--crop_px={size}, but the smallest side of the stitched images is {smallest} px; "
             "give less"
         )
-    count = crop_count or CROP_COUNT
+    count = crop_count or CROPS_PER_IMAGE
     sizes = sorted({image.real.shape[:2] for image in images})
     section: dict[str, Any] = {
         "images": len(images),
         "sizes_px": [[width, height] for height, width in sizes],
         "seconds": float(sum(one.settings["seconds"] for one in stitched)),
         "held_out": _all_or_none([image.held_out for image in images]),
-        "crops": {"size_px": size, "of_each_image": count, "seed": "number of the image, from 0"},
+        "crops": {"size_px": size, "of_each_image": count, "seed": f"{CROP_SEED} + index of image"},
         "pixels": {"sets": pixel_numbers(images)},
         "cells": {},
     }

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ssl_diffusion.evaluation.agreement import Agreement, agreement
 from ssl_diffusion.evaluation.set_measures import set_numbers
 from ssl_diffusion.evaluation.spaces import Space
 
-NEIGHBOURS = 5  # of precision, recall, density and coverage
 SEED = 0  # of intervals
+SMALL = 512  # dimensions up to which one thread is as fast as several
 SET_MEASURES = ("fd", "kid", "precision", "recall", "density", "coverage")
 PAIRED = ("samples", "reconstructions", "nearest_train", "noise")  # what is asked for a patch
 
@@ -37,7 +38,9 @@ def compare_sets(
         "sets": {},
     }
     for name, features in tqdm(sets.items(), desc=f"{space.title}: distances", unit="set"):
-        numbers = set_numbers(features, reference, k=NEIGHBOURS, seed=SEED)
+        # On cores that others use too, BLAS threads wait for each other: 40 times as long.
+        with threadpool_limits(1 if reference.shape[1] <= SMALL else None, "blas"):
+            numbers = set_numbers(features, reference, seed=SEED)
         section["warnings"] = section["warnings"] or numbers["warnings"]
         section["sets"][name] = {"n": len(features)} | {
             measure: numbers[measure] for measure in SET_MEASURES if measure in numbers

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ssl_diffusion.evaluation import patch_numbers
+from ssl_diffusion.evaluation.intervals import COVERED, DRAWS, HALVES
 from ssl_diffusion.evaluation.machine import versions
+from ssl_diffusion.evaluation.patch_numbers import SEED
 from ssl_diffusion.evaluation.patch_section import Samples
 from ssl_diffusion.evaluation.real_features import RealFeatures
+from ssl_diffusion.evaluation.set_measures import NEIGHBOURS
 
 
 def pinned(
@@ -23,9 +25,7 @@ def pinned(
         sets["samples"] = samples.images
     recipe = real.records.metadata
     return {
-        "sets": {
-            name: {"count": len(images)} | dict(images.settings) for name, images in sets.items()
-        },
+        "sets": {name: images.settings for name, images in sets.items()},
         "records": {
             "patch_px": recipe["patch_px"],
             "mpp": recipe["mpp"],
@@ -38,8 +38,8 @@ def pinned(
             space.name: {"title": space.title, "digest": space.digest} | dict(space.settings)
             for space in real.spaces
         },
-        "neighbours": patch_numbers.NEIGHBOURS,
-        "seed": patch_numbers.SEED,
+        "neighbours": NEIGHBOURS,
+        "intervals": {"covered": COVERED, "bootstrap": DRAWS, "halves": HALVES, "seed": SEED},
         "crops": report.get("large_image", {}).get("crops"),
         "versions": versions(),
     }

@@ -1,11 +1,10 @@
 """What all sections of the report compare with: the real patches of the records, in every space."""
 
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
 from ssl_diffusion.data.records import Records
@@ -30,8 +29,8 @@ class RealFeatures:
     def __init__(self, records: Records, spaces: Sequence[Space], cache: Path) -> None:
         self.records, self.spaces, self._cache = records, spaces, cache
         self.held_out = record_images(records, HELD_OUT)
-        self._picked = evenly(records.count(TRAIN), REFERENCE)
-        self.reference = record_images(records, TRAIN, self._picked)
+        self.reference, self._picked = _spread(record_images(records, TRAIN))
+        self._kept: dict[tuple[str, str], np.ndarray] = {}
 
     @property
     def conditioning(self) -> Space:
@@ -42,28 +41,60 @@ class RealFeatures:
         """Features of any set of images."""
         return cached_features(space, images, self._cache)
 
-    @functools.cache  # noqa: B019 - lives as long as the command
     def of_held_out(self, space: Space) -> Float[np.ndarray, "m d"]:
         """Features of the whole held-out split."""
-        if space is self.conditioning:
-            return np.concatenate(list(stored_vectors(self.records, HELD_OUT)))
-        return self.features(space, self.held_out)
+        every = np.arange(len(self.held_out))
+        return self._once(space, self.held_out, HELD_OUT, every)
 
-    @functools.cache  # noqa: B019
     def of_reference(self, space: Space) -> Float[np.ndarray, "r d"]:
         """Features of the reference."""
-        if space is self.conditioning:
-            chunks, start = [], 0
-            for chunk in stored_vectors(self.records, TRAIN):
-                inside = (self._picked >= start) & (self._picked < start + len(chunk))
-                chunks.append(chunk[self._picked[inside] - start])
-                start += len(chunk)
-            return np.concatenate(chunks)
-        return self.features(space, self.reference)
+        return self._once(space, self.reference, TRAIN, self._picked)
+
+    def _once(
+        self, space: Space, images: ImageSet, split: str, indices: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n d"]:
+        key = space.name, split
+        if key not in self._kept:
+            stored = space is self.conditioning
+            self._kept[key] = (
+                _stored(self.records, split, indices) if stored else self.features(space, images)
+            )
+        return self._kept[key]
 
     def centre(self, space: Space) -> Float[np.ndarray, " d"]:
         """The mean feature of the reference, from which cosines are taken."""
         return self.of_reference(space).mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+class _Spread(ImageSet):
+    """Some images of a set."""
+
+    def __init__(self, images: ImageSet, indices: Int[np.ndarray, " n"]) -> None:
+        settings = images.settings | {"count": len(indices), "evenly_spaced_of": len(images)}
+        super().__init__(images.name, len(indices), images.size, settings)
+        self._images, self._indices = images, indices
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return self._images[int(self._indices[index])]
+
+
+def _spread(images: ImageSet) -> tuple[ImageSet, Int[np.ndarray, " n"]]:
+    """At most REFERENCE of the images, and which they are."""
+    indices = evenly(len(images), REFERENCE)
+    few = len(indices) < len(images)
+    return _Spread(images, indices) if few else images, indices
+
+
+def _stored(
+    records: Records, split: str, indices: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "n d"]:
+    """Stored embeddings at ascending indices."""
+    chunks, start = [], 0
+    for chunk in stored_vectors(records, split):
+        inside = (indices >= start) & (indices < start + len(chunk))
+        chunks.append(chunk[indices[inside] - start])
+        start += len(chunk)
+    return np.concatenate(chunks)
 
 
 def stored_vectors(records: Records, split: str) -> Iterator[Float[np.ndarray, "c d"]]:

@@ -22,12 +22,12 @@ COLUMNS = {
     "samples": "Samples",
     "samples_equal": "As many samples as real",
     "stitched": "Stitched",
-    "shuffled": "Another embedding asked for",
     "real": "Real, held out",
     "reconstructions": "Autoencoder (ceiling)",
     "reconstruction": "Autoencoder (ceiling)",
     "nearest_train": "Nearest training patch, copied",
     "copies": "Training patches through the autoencoder",
+    "shuffled": "Another embedding asked for",
     "noise": "Pixel noise",
 }
 
