@@ -5,10 +5,11 @@ python -m ssl_diffusion.convert --export --input=DIR --output=PATH
 
 Reads LDM checkpoints (the released large-image models, ImageNet LDMs, first stages), diffusers
 folders (transformer/, vae/, scheduler/), ViT encoders of timm and transformers, CTransPath, text
-encoders of transformers (MiniLM and other BERT sentence encoders), the towers of a CLIP, and the
-Inception-v3 that FID is measured with; which, is recognised from the tensors' names. DIR is what
-`train` (init_from), `sample`, `generate` and `prepare` take. --export writes the
-published layout: a .safetensors file, or a folder where the layout has config files.
+encoders of transformers (MiniLM and other BERT sentence encoders), the towers of a CLIP,
+EfficientNet-Lite, and the Inception-v3 that FID is measured with; which, is recognised from the
+tensors' names. DIR is what `train` (init_from), `sample`, `generate`, `prepare` and `evaluate`
+take. --export writes the published layout: a .safetensors file, or a folder where the layout has
+config files.
 """
 
 import logging

@@ -1,6 +1,7 @@
 """How arrays lie on the devices: batches split by rows, everything else on each."""
 
 import os
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -26,15 +27,27 @@ def join_processes() -> None:
 
 
 def all_devices() -> Mesh:
-    """All devices of the run along one axis, "data".
-
-    Axes are of type Auto by name: `make_mesh` would make them Explicit, which Flax's modules do not
-    expect.
-    """
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    """All devices of the run along one axis, "data", as `_line` has it."""
+    return _line(jax.devices())
 
 
 def shardings() -> tuple[NamedSharding, NamedSharding]:
     """(rows, replicated) over all devices of the run."""
-    mesh = all_devices()
+    return _over(all_devices())
+
+
+def local_shardings() -> tuple[NamedSharding, NamedSharding]:
+    """(rows, replicated) over the devices of this process: for work that it does by itself."""
+    return _over(_line(jax.local_devices()))
+
+
+def _line(devices: Sequence[jax.Device]) -> Mesh:
+    """One axis, "data", of type Auto by name.
+
+    `make_mesh` would make it Explicit, which Flax's modules do not expect.
+    """
+    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+
+
+def _over(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
     return NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())

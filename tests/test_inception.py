@@ -17,6 +17,7 @@ from ssl_diffusion.encoders.features import (
 )
 from ssl_diffusion.encoders.vit import interpolation
 from ssl_diffusion.errors import InputError
+from ssl_diffusion.evaluation.spaces import open_space
 from ssl_diffusion.weights.encoder import load_encoder
 from ssl_diffusion.weights.exporting import export
 from ssl_diffusion.weights.features import load_features
@@ -99,8 +100,8 @@ def test_the_clean_resize_is_antialiased_cubic_convolution(height, width):
     down, across = (interpolation(side, 299, "antialias") for side in (height, width))
     expected = np.einsum("ih,jw,hwc->ijc", down, across, image, optimize=True)
     found = resize_clean(image, 299)
-    np.testing.assert_allclose(found, expected, atol=0.01)
-    assert (found.min() < 0) == (height < 299)  # noise overshoots where it is enlarged
+    np.testing.assert_allclose(found, expected.clip(0, 255), atol=0.01)
+    assert (expected.min() < 0) == (height < 299)  # noise overshoots where it is enlarged
 
 
 def test_images_without_pixels_are_refused(folder):
@@ -151,3 +152,15 @@ def test_every_wrong_tensor_is_in_one_message(tensors, tmp_path):
     with pytest.raises(InputError, match="no Inception-v3: no branch of one was found"):
         inception.read({"fc.bias": np.zeros(1008, np.float32)})
     assert not (tmp_path / "model").exists()
+
+
+def test_its_space_is_the_deeper_feature_and_fid_is_of_one_resize(folder, caplog):
+    images = random_images(2, 299, 299)
+    space = open_space(folder, "inception")
+    np.testing.assert_array_equal(space.embed(images), load_features(folder).features(images)[2048])
+    assert space.title == "FID" and space.settings["layer"] == "2048, mean over positions"
+    assert not space.settings["published_weights"]
+    assert "its distances are FID only if the tensors are the same" in caplog.text
+    clean = open_space(folder, "inception", "clean")
+    assert clean.title == "FID (clean resize)" and clean.digest != space.digest
+    assert len(clean.settings["source_sha256"]) == 64

@@ -117,11 +117,11 @@ def open_slide(path: str | Path) -> openslide.AbstractSlide:
     try:
         vendor = openslide.OpenSlide.detect_format(str(file))
         if vendor == "generic-tiff":  # scanners' own formats have 8 bits, or OpenSlide refuses them
-            _check_samples(_tags(file), "", file)
+            check_samples(_tags(file), "", file)
         if vendor:
             return openslide.OpenSlide(str(file))
         image = Image.open(file, formats=PLAIN)
-        _check_samples(getattr(image, "tag_v2", {}), image.mode, file)
+        check_samples(getattr(image, "tag_v2", {}), image.mode, file)
         _check_whole(image, file)
         return _Plain(image)
     except (openslide.OpenSlideError, OSError, SyntaxError) as error:
@@ -142,7 +142,7 @@ def _tags(file: Path) -> Mapping[int, Any]:
     return tags
 
 
-def _check_samples(tags: Mapping[int, Any], mode: str, file: Path) -> None:
+def check_samples(tags: Mapping[int, Any], mode: str, file: Path) -> None:
     """InputError for more than 8 bits: both libraries would clip or shift them to white or black.
 
     `tags` are those of a TIFF, `mode` is Pillow's. A PNG in RGB of 16 bits passes: it fills its

@@ -3,23 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ssl_diffusion.encoders.efficientnet import EfficientNetLite
 from ssl_diffusion.encoders.swin import Swin
 from ssl_diffusion.encoders.vit import ViT
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.models.build import build_named
 
-ENCODERS = {"vit": ViT, "swin": Swin}
+Encoder = ViT | Swin | EfficientNetLite
+ENCODERS = {"vit": ViT, "swin": Swin, "efficientnet_lite": EfficientNetLite}
 
 
-def build_encoder(architecture: Mapping[str, Any]) -> ViT | Swin:
-    """Returns the encoder `architecture["name"]`, "vit" (also without a name) or "swin".
+def build_encoder(architecture: Mapping[str, Any]) -> Encoder:
+    """Returns the encoder `architecture["name"]`, a key of ENCODERS ("vit" also without a name).
 
     The rest are its fields. Raises InputError as `models.build.build` does, and for another name.
     """
     return build_named("encoder", ENCODERS, {"name": "vit", **architecture})
 
 
-def check_image_size(network: ViT | Swin, size: Any, what: str) -> None:
+def check_image_size(network: Encoder, size: Any, what: str) -> None:
     """Raises InputError unless the network takes square images of `size` px; `what` says it."""
     step = network.size_step
     if type(size) is not int or size < step or size % step:

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -11,9 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, PyTree, UInt8
 from PIL import Image
 
+from ssl_diffusion.devices import local_shardings
 from ssl_diffusion.errors import InputError
 
 CHUNK = (
@@ -39,6 +43,11 @@ class SSLEncoder:
         """How many patch tokens the network has at its `image_size`, and their dimension."""
         return (self.spec["image_size"] // self.network.patch_size) ** 2, self.network.patch_dim
 
+    @functools.cached_property
+    def _params_on_each(self) -> PyTree:
+        """The parameters on every device of this process."""
+        return jax.device_put(self.params, local_shardings()[1])
+
     def embed(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n tokens dim"]:
         """Embeddings as the network gives them (not normalised).
 
@@ -63,9 +72,11 @@ class SSLEncoder:
         size, rule = self.spec["image_size"], self.spec.get("image_resize", "bicubic")
         mean, std = (np.asarray(self.spec[name], np.float32) for name in ("mean", "std"))
         check_squares(images)
-        for chunk, count in padded_chunks(images):
-            chunk = resized(chunk, size, rule)
-            output = _apply(self.network, method, self.params, chunk, mean, std)
+        at_a_time, rows = spread(len(images), CHUNK)
+        params = self.params if rows is None else self._params_on_each
+        for chunk, count in padded_chunks(images, at_a_time):
+            chunk = jax.device_put(resized(chunk, size, rule), rows)
+            output = _apply(self.network, method, params, chunk, mean, std)
             yield jax.tree.map(lambda array, count=count: np.asarray(array)[:count], output)
 
     def reinitialised(self, seed: int) -> "SSLEncoder":
@@ -73,6 +84,19 @@ class SSLEncoder:
         image = jnp.zeros((1, self.spec["image_size"], self.spec["image_size"], 3))
         params = jax.jit(self.network.init)(jax.random.key(seed), image)["params"]
         return dataclasses.replace(self, params=params)
+
+
+def spread(count: int, chunk: int) -> tuple[int, NamedSharding | None]:
+    """How `count` images go through a network: (how many at a time, where their rows lie).
+
+    `chunk` on each of this process's devices at a time: every device runs what it would run alone,
+    so that a vector does not depend on how many there are. What is one chunk stays on one device,
+    and so does everything where there is but one: None.
+    """
+    devices = jax.local_device_count()
+    if devices == 1 or count <= chunk:
+        return chunk, None
+    return chunk * devices, local_shardings()[0]
 
 
 def check_squares(images: np.ndarray) -> None:
@@ -103,9 +127,19 @@ def resized(
     if found == size:
         return images
     _say_resized(found, size, rule)
-    return np.stack(
-        [np.asarray(Image.fromarray(image).resize((size, size), RESIZES[rule])) for image in images]
-    )
+
+    def one(image: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(image).resize((size, size), RESIZES[rule]))
+
+    return on_threads(one, images)
+
+
+def on_threads(
+    function: Callable[[np.ndarray], np.ndarray], images: Iterable[np.ndarray]
+) -> np.ndarray:
+    """What a function makes of each image, stacked; Pillow lets other threads run meanwhile."""
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        return np.stack(list(pool.map(function, images)))
 
 
 @functools.cache  # once, not with every chunk

@@ -15,7 +15,7 @@ from ssl_diffusion.files import read_json, replacing
 from ssl_diffusion.models.autoencoder import Autoencoder
 from ssl_diffusion.models.build import build
 from ssl_diffusion.weights.folder import SPEC, kind_of, read_params, read_spec
-from ssl_diffusion.weights.layouts import diffusers, ldm, swin, text, vit
+from ssl_diffusion.weights.layouts import diffusers, efficientnet, ldm, swin, text, vit
 from ssl_diffusion.weights.layouts.vit_config import vit_config
 from ssl_diffusion.weights.naming import Naming, to_published
 from ssl_diffusion.weights.reader import (
@@ -164,10 +164,15 @@ def _autoencoder_tensors(
 def _encoder(folder: Path, spec: Mapping[str, Any]) -> Files:
     source = spec.get("source", {})
     params = read_params(folder, encoder_shapes(spec["architecture"]))
-    if spec["architecture"].get("name") == "swin":
+    layouts = {
+        "swin": (swin.swin_config, swin.write),
+        "efficientnet_lite": (efficientnet.efficientnet_config, efficientnet.write),
+    }
+    if layout := layouts.get(spec["architecture"].get("name", "vit")):
+        config_of, write = layout
         return {
-            "config.json": source.get("config") or swin.swin_config(spec),
-            "model.safetensors": swin.write(params),
+            "config.json": source.get("config") or config_of(spec),
+            "model.safetensors": write(params),
         }
     names = source.get("names", "timm")
     tensors = vit.write(names, spec["architecture"], params)

@@ -9,13 +9,14 @@ from ssl_diffusion.errors import InputError
 from ssl_diffusion.files import replacing, sha256
 from ssl_diffusion.weights.folder import copy_model, write_model
 from ssl_diffusion.weights.importers.diffusers import import_diffusers
+from ssl_diffusion.weights.importers.efficientnet import import_efficientnet
 from ssl_diffusion.weights.importers.inception import import_inception
 from ssl_diffusion.weights.importers.ldm import import_ldm
 from ssl_diffusion.weights.importers.settings import Settings, check_settings, read_config
 from ssl_diffusion.weights.importers.swin import import_swin
 from ssl_diffusion.weights.importers.text import import_text
 from ssl_diffusion.weights.importers.vit import import_vit
-from ssl_diffusion.weights.layouts import inception, swin, text
+from ssl_diffusion.weights.layouts import efficientnet, inception, swin, text
 from ssl_diffusion.weights.layouts.vit_names import recognise
 from ssl_diffusion.weights.reader import Imported
 from ssl_diffusion.weights.tensor_files import open_tensors
@@ -27,6 +28,7 @@ IMPORTERS = {
     "swin": import_swin,
     "text": import_text,
     "inception": import_inception,
+    "efficientnet": import_efficientnet,
 }
 
 
@@ -70,6 +72,8 @@ def _recognise(path: Path) -> str:
         return "ldm"
     if inception.recognise(names):
         return "inception"
+    if efficientnet.recognise(names):
+        return "efficientnet"
     if swin.recognise(names):
         return "swin"
     if text.recognise(names) and recognise(names):

@@ -21,6 +21,8 @@ CLIP_COLOURS = {  # of the images that CLIP was trained on
     "mean": (0.48145466, 0.4578275, 0.40821073),
     "std": (0.26862954, 0.26130258, 0.27577711),
 }
+LITE_COLOURS = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}  # (x - 127) / 128, x in 0..255
+WHOSE = ((IMAGENET, "ImageNet"), (CLIP_COLOURS, "CLIP"), (LITE_COLOURS, "EfficientNet-Lite"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,7 @@ def input_colour(
         found, where = processor.get(f"image_{name}"), "preprocessor_config.json"
     if found is None:
         found = usual[name]
-        whose = "ImageNet" if usual is IMAGENET else "CLIP"
+        whose = next(name for colours, name in WHOSE if colours is usual)
         logging.info("nothing says the %s of the encoder's input: %s's, %s", name, whose, found)
     numbers = isinstance(found, list | tuple) and all(isinstance(v, int | float) for v in found)
     if not numbers or len(found) != 3 or not np.isfinite(found).all():

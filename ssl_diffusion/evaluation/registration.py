@@ -1,0 +1,115 @@
+"""How well two patches agree where they overlap, over all shifts and symmetries of the square.
+
+The normalised cross-correlation of the overlap: mean and variance are those of the pixels that both
+have at a shift, so that neither stain nor brightness counts (Lewis 1995; the masked form of
+Padfield 2012, eq. 5 to 7, whose masks are rectangles here). One FFT gives all shifts.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from ssl_diffusion.data.patches import symmetry
+
+SYMMETRIES = 8
+PAIRS = 64  # compared at a time: one compiled size
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+COMPARED_PX = 64  # larger patches are averaged down to it, by a whole factor
+CEILING = 0.999  # of a correlation: an exact copy has no infinite evidence
+FLAT = 4.0  # grey levels of 255, standard deviation: what glass, noise and JPEG leave
+
+
+def symmetries(patches: UInt8[np.ndarray, "n p p 3"]) -> UInt8[np.ndarray, "8 n p p 3"]:
+    """All patches in each of the eight symmetries, numbered as `data.patches.symmetry` does."""
+    return np.stack(
+        [np.stack([symmetry(patch, v) for patch in patches]) for v in range(SYMMETRIES)]
+    )
+
+
+def best_correlation(
+    first: UInt8[np.ndarray, "n p p 3"], second: UInt8[np.ndarray, "n p p 3"]
+) -> Float[np.ndarray, " n"]:
+    """Agreement, 0 to CEILING, of each pair: the largest over symmetries of the first and shifts.
+
+    Shifts are up to half a patch along both axes, so that at least a quarter of it overlaps;
+    overlaps that are nearly flat in either patch (`FLAT`) count as 0. A small overlap correlates
+    by chance more easily: Fisher's z = artanh(r) of N pixels has the standard error 1 / sqrt(N), so
+    the shift with the largest z sqrt(overlap / patch) is taken, and tanh of that is returned: the
+    correlation of the whole patch that would tell as much.
+    """
+    found = []
+    for start in range(0, len(first), PAIRS):
+        a, b = first[start : start + PAIRS], second[start : start + PAIRS]
+        filling = [(0, PAIRS - len(a)), (0, 0), (0, 0), (0, 0)]
+        best = _best(*(jnp.asarray(np.pad(images, filling)) for images in (a, b)))
+        found.append(np.asarray(best)[: len(a)])
+    return np.concatenate(found) if found else np.zeros(0, np.float32)
+
+
+@jax.jit
+def _best(first: Array, second: Array) -> Float[Array, " n"]:
+    first, second = _grey(first), _grey(second)
+    turned = first.swapaxes(1, 2)
+    variants = [
+        variant[:, ::dy, ::dx] for variant in (first, turned) for dy in (1, -1) for dx in (1, -1)
+    ]
+    weight = jnp.sqrt(_overlap(first.shape[-1]))
+
+    def evidence(variant: Array) -> Array:
+        found = jnp.minimum(correlations(variant, second), CEILING)
+        return jnp.tanh((jnp.arctanh(found) * weight).max(axis=(1, 2)))
+
+    return jax.lax.map(evidence, jnp.stack(variants)).max(axis=0)
+
+
+def _grey(images: Array) -> Float[Array, "n q q"]:
+    """Luminance, at COMPARED_PX or somewhat more."""
+    n, size = images.shape[:2]
+    factor = max(1, size // COMPARED_PX)
+    small = size // factor
+    grey = (images @ jnp.asarray(LUMINANCE))[:, : small * factor, : small * factor]
+    return grey.reshape(n, small, factor, small, factor).mean(axis=(2, 4))
+
+
+def _overlap(size: int) -> Float[Array, "s s"]:
+    """Share of the patch that overlaps at each shift."""
+    inside = 1 - abs(jnp.arange(-(size // 2), size // 2 + 1)) / size
+    return inside[:, None] * inside
+
+
+def correlations(
+    first: Float[Array, "n p p"], second: Float[Array, "n p p"]
+) -> Float[Array, "n s s"]:
+    """Of pairs of grey patches, at each shift of the first against the second from -p//2 to p//2.
+
+    Shift [p//2 + dy, p//2 + dx] lays first[y, x] on second[y + dy, x + dx].
+    """
+    size = first.shape[-1]
+    half = size // 2
+    # From 0, sums of squares lose less to rounding.
+    first, second = (x - x.mean(axis=(1, 2), keepdims=True) for x in (first, second))
+    shift = jnp.arange(-half, half + 1)
+    span = 2 * size  # no shift wraps around into another
+    spectrum = jnp.conj(jnp.fft.rfft2(first, (span, span))) * jnp.fft.rfft2(second, (span, span))
+    products = jnp.fft.irfft2(spectrum, (span, span))[:, shift % span][:, :, shift % span]
+    count = _overlap(size) * size**2
+    sums = partial(_overlap_sums, shift=shift)
+    mean_second, mean_first = sums(second) / count, sums(first)[:, ::-1, ::-1] / count
+    variance_second = sums(second**2) / count - mean_second**2
+    variance_first = sums(first**2)[:, ::-1, ::-1] / count - mean_first**2
+    covariance = products / count - mean_first * mean_second
+    textured = (variance_first > FLAT**2) & (variance_second > FLAT**2)
+    scale = jnp.sqrt(jnp.where(textured, variance_first * variance_second, 1))
+    return jnp.where(textured, covariance / scale, 0)
+
+
+def _overlap_sums(values: Float[Array, "n p p"], shift: Int[Array, " s"]) -> Float[Array, "n s s"]:
+    """Sums over the pixels that a patch shares with another that lies at each shift from it."""
+    size = values.shape[-1]
+    table = jnp.pad(values.cumsum(axis=1).cumsum(axis=2), [(0, 0), (1, 0), (1, 0)])
+    low, high = jnp.maximum(shift, 0), jnp.minimum(size + shift, size)
+    rows = table[:, high] - table[:, low]
+    return rows[:, :, high] - rows[:, :, low]
