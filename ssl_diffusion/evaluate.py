@@ -31,7 +31,7 @@ from ssl_diffusion.evaluation.large_section import evaluate_large_images, open_s
 from ssl_diffusion.evaluation.machine import hardware, versions
 from ssl_diffusion.evaluation.patch_section import Samples, Stage, evaluate_patches
 from ssl_diffusion.evaluation.pinned import pinned
-from ssl_diffusion.evaluation.real_features import RealFeatures, evenly
+from ssl_diffusion.evaluation.real_features import REFERENCE, RealFeatures, evenly
 from ssl_diffusion.evaluation.report import Pictures
 from ssl_diffusion.evaluation.report_files import write_report
 from ssl_diffusion.evaluation.roundtrip import reconstruct
@@ -77,6 +77,13 @@ TRAIN_RECORDS = flags.DEFINE_string(
     "train_records",
     None,
     "records whose training patches copies are looked for in; --records by default",
+    flag_values=FLAGS,
+)
+REFERENCES = flags.DEFINE_integer(
+    "references",
+    REFERENCE,
+    "training patches that sets are compared with, at most; evenly spaced ones",
+    lower_bound=2,
     flag_values=FLAGS,
 )
 CROP_PX = flags.DEFINE_integer(
@@ -161,7 +168,8 @@ def open_real(model: Model | None, records: Records, output: Path) -> RealFeatur
     judge = JUDGE.value or judging.default_judge(records)
     own = judging.conditioning_space(encoder, where)
     further = judging.further_spaces(own, judge, NETWORKS.value, RESIZE.value)
-    return RealFeatures(records, [own, *further], Path(CACHE.value or output / "features"))
+    cache = Path(CACHE.value or output / "features")
+    return RealFeatures(records, [own, *further], cache, REFERENCES.value)
 
 
 def open_train_records(real: RealFeatures) -> Records | None:
@@ -195,11 +203,14 @@ def open_samples(
         return None
     patch_px = records.metadata["patch_px"]
     if not inputs.is_paired(folder):
-        return Samples(inputs.open_images(folder, patch_px), None)
+        found = inputs.open_images(folder, patch_px)
+        checks.check_count(found)
+        return Samples(found, None)
     indices, images, settings["samples"] = inputs.read_samples(folder, len(real.held_out), patch_px)
     checks.check_made_by(settings["samples"], "samples", model)
     checks.check_made_from(settings["samples"], records)
     found = array_images(images, "samples")
+    checks.check_count(found)
     found.settings |= {"kind": "ssl_diffusion.sample", "path": folder.name, "format": "PNG"}
     return Samples(found, indices)
 

@@ -77,6 +77,8 @@ def test_copying_and_the_models_are_measured(finished):
     copying = report["copying"]
     assert value(copying["distance_ratio"]) == pytest.approx(1, rel=1e-5)
     assert value(copying["copy_distance"]) < value(copying["real_distance"])
+    assert copying["sought"] == 20 and copying["flagged_held_out_of"] == 12
+    assert value(copying["flagged"]) == len(copying["flagged_samples"]) / 20
     encoder, autoencoder = report["encoder"], report["autoencoder"]
     assert value(encoder["retrieval_at_1"]) > 3 * value(encoder["random_init_retrieval_at_1"])
     assert value(autoencoder["psnr_db"]) > value(autoencoder["psnr_mean_colour_db"])
@@ -122,7 +124,7 @@ def test_report_page_and_pictures(finished):
     page = (finished / "out" / "report.html").read_text()
     found = assert_self_contained(page)
     plots = 5  # two of each space, the distances
-    assert len(found.urls) == 3 + 3 * 20 + plots + 1
+    assert len(found.urls) == 3 + 3 * 20 + 2 * 8 + plots + 1
     assert "slide &amp; &lt;b&gt;.png" in page and "&lt;i&gt;fake" in page and "48 numbers" in page
     for section in ("A large image", "Copying", "Training", "Pinned", "Limits", "Settings"):
         assert f"<h2>{section}</h2>" in page
@@ -173,6 +175,7 @@ def test_a_folder_is_compared_as_a_set_without_a_model(finished, tmp_path):
     assert report["patch"]["paired"] is False and "similarity" not in sets["samples"]
     # Every other sample is a training patch.
     assert value(report["copying"]["closer_than_real"]) == pytest.approx(0.5, abs=0.1)
+    assert len(set(report["copying"]["flagged_samples"]) & set(range(30))) >= 15
     assert report["pinned"]["sets"]["samples"]["format"] == {"PNG": 30}
     assert not {"autoencoder", "encoder"} & set(report)
     assert "<h2>Patches</h2>" in (tmp_path / "out" / "report.html").read_text()

@@ -11,6 +11,7 @@ from ssl_diffusion.data.split import read_split
 from ssl_diffusion.encoders.encoder import SSLEncoder
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.features import one_vector
+from ssl_diffusion.evaluation.image_sets import ImageSet
 from ssl_diffusion.weights.model import Model
 
 
@@ -62,6 +63,12 @@ def check_made_from(settings: Mapping[str, Any], records: Records) -> None:
     """Raises InputError unless the samples' settings name these records."""
     if settings.get("recipe") != records.metadata["recipe"]:
         raise InputError("--samples was made from other records; sample from these")
+
+
+def check_count(images: ImageSet) -> None:
+    """Raises InputError below two images: one is no set, and has no spread to compare."""
+    if len(images) < 2:
+        raise InputError(f"{images.name}: {len(images)} image, expected at least 2; give more")
 
 
 def is_held_out(records: Records, name: str, region: list[int]) -> bool | None:

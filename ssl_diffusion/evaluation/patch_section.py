@@ -1,6 +1,7 @@
 """Patches: samples against real ones in every space, their nearest neighbours, and pictures."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,8 +9,10 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ssl_diffusion.data.records import Records
+from ssl_diffusion.evaluation.agreement import estimated
 from ssl_diffusion.evaluation.copying import NearestTraining, copying
 from ssl_diffusion.evaluation.image_sets import ImageSet, array_images
+from ssl_diffusion.evaluation.near_copies import LEAST, TrainingPatches, find_copies
 from ssl_diffusion.evaluation.patch_figures import (
     component_scatter,
     distance_curves,
@@ -20,6 +23,7 @@ from ssl_diffusion.evaluation.real_features import RealFeatures, evenly, stored_
 from ssl_diffusion.evaluation.roundtrip import reconstruct
 
 PAIRS = 24  # shown in the report
+SOUGHT, SHOWN_COPIES = 2000, 8  # samples among which copies are looked for; shown
 
 Stage = tuple[Callable, Callable]  # encode, decode of an autoencoder
 
@@ -55,12 +59,13 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-    """A sample that was flagged, the training patch it copies, and how well their pixels agree."""
+    """A sample and a training patch whose pixels agree, how well (0 to 1), and whether too well."""
 
     index: int
     sample: UInt8[np.ndarray, "p p 3"]
     training: UInt8[np.ndarray, "p p 3"]
-    correlation: float
+    agreement: float
+    flagged: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +104,7 @@ def evaluate_patches(
         "spaces": {},
     }
     plots: dict[str, bytes] = {}
+    copies: list[Copy] = []
     for one in real.spaces:
         features = {name: real.features(one, images) for name, images in sets.items()}
         features["real"] = real.of_held_out(one)[compared]
@@ -119,7 +125,8 @@ def evaluate_patches(
             plots[f"components_{one.name}"] = points
     sections = {"patch": section}
     if near:
-        sections["copying"] = near.numbers()
+        numbers, copies = near_copies(real, samples.images, train)
+        sections["copying"] = near.numbers() | numbers
         plots["distances"] = distance_curves(near.distances())
     pairs = [
         Pair(
@@ -132,7 +139,46 @@ def evaluate_patches(
         )
         for i in evenly(len(samples.images), PAIRS)
     ]
-    return sections, PatchPictures(pairs, plots, copies=[])
+    return sections, PatchPictures(pairs, plots, copies)
+
+
+def near_copies(
+    real: RealFeatures, samples: ImageSet, train: Records
+) -> tuple[dict[str, Any], list[Copy]]:
+    """Samples whose pixels are those of a training patch; the SHOWN_COPIES likeliest to look at.
+
+    At most SOUGHT samples and as many held-out patches are looked at, evenly spaced ones. Nothing
+    where there are too few held-out patches to tell what chance does.
+    """
+    sought, known = (evenly(len(images), SOUGHT) for images in (samples, real.held_out))
+    if len(known) < 2 * LEAST:
+        logging.warning("%d held-out patches: too few to look for copied pixels", len(known))
+        return {}, []
+    patches, held_out = (
+        np.stack([images[int(index)] for index in indices])
+        for images, indices in ((samples, sought), (real.held_out, known))
+    )
+    training = TrainingPatches.of(train)
+    found = find_copies(patches, real.conditioning.embed, training, held_out)
+    numbers = {
+        "sought": len(sought),
+        "flagged": estimated(found.flagged.astype(np.float64)),
+        "flagged_samples": sought[found.flagged].tolist(),
+        "flagged_held_out": found.held_out_flagged,
+        "flagged_held_out_of": found.held_out_count,
+        "agreement": estimated(found.agreement),
+        "threshold": found.threshold,
+    }
+    return numbers, [
+        Copy(
+            index=int(sought[i]),
+            sample=patches[i],
+            training=training.image(match),
+            agreement=float(found.agreement[i]),
+            flagged=bool(found.flagged[i]),
+        )
+        for i, match in found.shown(SHOWN_COPIES)
+    ]
 
 
 class _Neighbours:

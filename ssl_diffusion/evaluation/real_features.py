@@ -13,7 +13,7 @@ from ssl_diffusion.evaluation.features import one_vector
 from ssl_diffusion.evaluation.image_sets import ImageSet, record_images
 from ssl_diffusion.evaluation.spaces import Space
 
-REFERENCE = 50_000  # training patches that sets are compared with, at most: evenly spaced ones
+REFERENCE = 50_000  # training patches that sets are compared with, at most
 HELD_OUT, TRAIN = "test", "train"
 
 
@@ -23,13 +23,15 @@ class RealFeatures:
     The first of `spaces` is that of the records' own encoder: there the stored embeddings are used.
 
     held_out    ImageSet of the whole held-out split
-    reference   ImageSet of the training split, REFERENCE patches of it at most
+    reference   ImageSet of the training split, `most` patches of it at most, evenly spaced
     """
 
-    def __init__(self, records: Records, spaces: Sequence[Space], cache: Path) -> None:
+    def __init__(
+        self, records: Records, spaces: Sequence[Space], cache: Path, most: int = REFERENCE
+    ) -> None:
         self.records, self.spaces, self._cache = records, spaces, cache
         self.held_out = record_images(records, HELD_OUT)
-        self.reference, self._picked = _spread(record_images(records, TRAIN))
+        self.reference, self._picked = _spread(record_images(records, TRAIN), most)
         self._kept: dict[tuple[str, str], np.ndarray] = {}
 
     @property
@@ -78,9 +80,9 @@ class _Spread(ImageSet):
         return self._images[int(self._indices[index])]
 
 
-def _spread(images: ImageSet) -> tuple[ImageSet, Int[np.ndarray, " n"]]:
-    """At most REFERENCE of the images, and which they are."""
-    indices = evenly(len(images), REFERENCE)
+def _spread(images: ImageSet, most: int) -> tuple[ImageSet, Int[np.ndarray, " n"]]:
+    """At most so many of the images, and which they are."""
+    indices = evenly(len(images), most)
     few = len(indices) < len(images)
     return _Spread(images, indices) if few else images, indices
 

@@ -12,21 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from ssl_diffusion.data.patches import symmetry
-
-SYMMETRIES = 8
-PAIRS = 64  # compared at a time: one compiled size
+PAIRS = 16  # compared at a time: one compiled size
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 COMPARED_PX = 64  # larger patches are averaged down to it, by a whole factor
 CEILING = 0.999  # of a correlation: an exact copy has no infinite evidence
 FLAT = 4.0  # grey levels of 255, standard deviation: what glass, noise and JPEG leave
-
-
-def symmetries(patches: UInt8[np.ndarray, "n p p 3"]) -> UInt8[np.ndarray, "8 n p p 3"]:
-    """All patches in each of the eight symmetries, numbered as `data.patches.symmetry` does."""
-    return np.stack(
-        [np.stack([symmetry(patch, v) for patch in patches]) for v in range(SYMMETRIES)]
-    )
 
 
 def best_correlation(

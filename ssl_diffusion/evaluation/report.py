@@ -125,7 +125,7 @@ def _copying(copying: Mapping[str, Any], pictures: PatchPictures) -> str:
         "space.",
         table.matrix(table.COPYING, sets)
         + report_pictures.plots(pictures.plots, ("distances",))
-        + report_pictures.flagged(pictures.copies, copying),
+        + report_pictures.copies(pictures.copies, copying),
     )
 
 

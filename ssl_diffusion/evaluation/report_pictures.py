@@ -119,21 +119,24 @@ def plots(found: Mapping[str, bytes], names: Sequence[str]) -> str:
     return f'<div class="plots">{figures}</div>\n' if figures else ""
 
 
-def flagged(copies: Sequence[Copy], copying: Mapping[str, Any]) -> str:
-    """Samples that were taken for copies, each beside its training patch."""
-    if "flagged_count" not in copying:
+def copies(found: Sequence[Copy], copying: Mapping[str, Any]) -> str:
+    """The samples that agree best with a training patch, beside it; those flagged are marked."""
+    if not found:
         return ""
-    if not copies:
-        return "<p>No sample was flagged as a copy.</p>"
     cards = "".join(
         f'<div class="pair" style="--parts: 2">{_image(one.sample, "sample")}'
-        f"{_image(one.training, 'training patch')}<span><b>no. {one.index}</b></span>"
-        f"<span>correlation {one.correlation:.2f}</span></div>\n"
-        for one in copies
+        f"{_image(one.training, 'training patch')}<span>no. {one.index}"
+        f"{' <b>flagged</b>' if one.flagged else ''}</span>"
+        f"<span>{_two(one.agreement)}</span></div>\n"
+        for one in found
     )
+    count = len(copying["flagged_samples"])
     return (
-        f"<p>{copying['flagged_count']:,} samples were flagged; the first {len(copies)}, each "
-        f'beside its training patch:</p><div class="pairs">{cards}</div>'
+        f"<p>Of {copying['sought']:,} samples {count or 'none'} "
+        f"{'was' if count < 2 else 'were'} flagged as a copy: their pixels agree with those of a "
+        "training patch better than one in a hundred real held-out patches does by chance "
+        f"({_two(copying['threshold'])}). The {len(found)} that agree best, each beside the "
+        f'training patch it agrees with:</p><div class="pairs">{cards}</div>'
     )
 
 
