@@ -8,6 +8,7 @@ python -m ssl_diffusion.benchmark topology --topology=v5e:4x4 [--json]
 python -m ssl_diffusion.benchmark train --config=configs/bracs.py[:dit] [--batches=32,64] [--json]
 python -m ssl_diffusion.benchmark data [--records=DIR] [--workers=0,1,2] [--json]
 python -m ssl_diffusion.benchmark data --prepare [--config=FILE] [--workers=0,1,2] [--json]
+python -m ssl_diffusion.benchmark evaluate [--measures=fd,...] [--samples=50000] [--dimension=2048]
 
 `denoiser`: seconds per forward, TFLOP/s and their ratio to the best product of 2048^3 and 4096^3
 measured in the same run, for the published sizes: the U-Net of configs/bracs.py (latents 64x64x3)
@@ -22,6 +23,8 @@ the most that was allocated); --config.NAME=VALUE changes the config. With --rec
 the time that a step waits for data. `data`: records/s that the reader feeds, of --records or of
 ones made for it, against what a training step of the published U-Net consumes on an H200. With
 --prepare, patches/s of every stage that makes records: of the shipped slide, or of a config's data.
+`evaluate`: seconds and memory of FD, KID and precision on made features, against the formula with
+scipy's root, scikit-learn, and torch-fidelity and clean-fid where those are installed.
 FLOP are those of the convolutions and products alone, counted in the traced program (what remat
 computes again counts). On a CPU, set what launch/environment.sh does first.
 """
@@ -36,7 +39,16 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 from ssl_diffusion import cli
-from ssl_diffusion.benchmarks import data, denoiser, prepare, quality, savings, stitching, train
+from ssl_diffusion.benchmarks import (
+    data,
+    denoiser,
+    evaluate,
+    prepare,
+    quality,
+    savings,
+    stitching,
+    train,
+)
 from ssl_diffusion.benchmarks.published import SIZES
 from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.errors import InputError
@@ -100,6 +112,13 @@ WORKERS = flags.DEFINE_list(
 )
 PREPARE = flags.DEFINE_bool(
     "prepare", False, "data: the stages that make records, not their reader", flag_values=FLAGS
+)
+MEASURES = flags.DEFINE_list("measures", [*evaluate.WAYS], "evaluate: which", flag_values=FLAGS)
+SAMPLES = flags.DEFINE_integer(
+    "samples", 50_000, "evaluate: features in each set", lower_bound=12, flag_values=FLAGS
+)
+DIMENSION = flags.DEFINE_integer(
+    "dimension", 2048, "evaluate: of the features", lower_bound=4, flag_values=FLAGS
 )
 JSON = flags.DEFINE_bool("json", False, "print JSON instead of a table", flag_values=FLAGS)
 
@@ -199,6 +218,13 @@ def measure_data() -> None:
     show(rows, data.table(rows))
 
 
+def measure_evaluate() -> None:
+    """`benchmark evaluate`."""
+    measures = names("measures", MEASURES.value, evaluate.WAYS)
+    rows = [*evaluate.measure(measures, SAMPLES.value, DIMENSION.value)]
+    show(rows, evaluate.table(rows))
+
+
 def reading_seconds() -> float:
     """Of one measurement that reads records."""
     return 10.0 if SECONDS.value is None else SECONDS.value
@@ -240,6 +266,7 @@ WORDS = {
     "topology": compile_topology,
     "train": measure_train,
     "data": measure_data,
+    "evaluate": measure_evaluate,
 }
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ BLOCK = 2048  # rows; a block of the kernel matrix takes 16 MiB
 SUBSETS, SUBSET_SIZE = 100, 1000
 
 
-def kernel_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
+def kernel_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m e"]) -> float:
     """The unbiased MMD^2 over all pairs. Raises InputError below two features, or for other d."""
     every = np.ones((1, len(x)), bool), np.ones((1, len(y)), bool)
     return float(kernel_distances(x, y, *every)[0])
@@ -31,7 +31,7 @@ def kernel_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) ->
 
 def subset_kernel_distance(
     x: Float[np.ndarray, "n d"],
-    y: Float[np.ndarray, "m d"],
+    y: Float[np.ndarray, "m e"],
     subsets: int = SUBSETS,
     size: int = SUBSET_SIZE,
     seed: int = 0,
@@ -53,7 +53,7 @@ def subset_kernel_distance(
 
 def kernel_distances(
     x: Float[np.ndarray, "n d"],
-    y: Float[np.ndarray, "m d"],
+    y: Float[np.ndarray, "m e"],
     in_x: Bool[np.ndarray, "s n"],
     in_y: Bool[np.ndarray, "s m"],
 ) -> Float64[np.ndarray, " s"]:

@@ -39,7 +39,7 @@ class ManifoldShares:
 
 
 def precision_recall(
-    samples: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"], k: int = 3
+    samples: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m e"], k: int = 3
 ) -> tuple[float, float]:
     """Improved precision and recall; 3 is the k of the paper. Raises InputError as below."""
     shares = _of_whole_sets(samples, real, k)
@@ -47,7 +47,7 @@ def precision_recall(
 
 
 def density_coverage(
-    samples: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"], k: int = 5
+    samples: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m e"], k: int = 5
 ) -> tuple[float, float]:
     """Density and coverage; 5 is the k of the paper. Raises InputError as below."""
     shares = _of_whole_sets(samples, real, k)
@@ -61,7 +61,7 @@ def _of_whole_sets(samples: np.ndarray, real: np.ndarray, k: int) -> ManifoldSha
 
 def manifold_shares(
     samples: Float[np.ndarray, "n d"],
-    real: Float[np.ndarray, "m d"],
+    real: Float[np.ndarray, "m e"],
     k: int,
     in_samples: Bool[np.ndarray, "s n"],
     in_real: Bool[np.ndarray, "s m"],

@@ -25,7 +25,7 @@ FEW_FOR_KID = 100
 
 def set_numbers(
     samples: Float[np.ndarray, "n d"],
-    real: Float[np.ndarray, "m d"],
+    real: Float[np.ndarray, "m e"],
     *,
     k: int = NEIGHBOURS,
     seed: int = 0,
@@ -83,7 +83,7 @@ def check(samples: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m e"]) -> 
 
 
 def warnings(
-    samples: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"], k: int = NEIGHBOURS
+    samples: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m e"], k: int = NEIGHBOURS
 ) -> list[str]:
     """What makes the numbers of these sets doubtful, each with its consequence."""
     found, dimension = [], samples.shape[1]
@@ -96,7 +96,7 @@ def warnings(
             )
         elif count < 10 * dimension:
             found.append(
-                f"{count} {name} are fewer than 10 for each of {dimension} dimensions: the FD is "
+                f"{count} {name} are not many more than {dimension} dimensions: the FD is "
                 "biased upwards by a noticeable part; compare at the same two counts"
             )
         if count < FEW_FOR_KID:
@@ -123,7 +123,7 @@ def warnings(
 
 def _frechet_distances(
     samples: Float[np.ndarray, "n d"],
-    real: Float[np.ndarray, "m d"],
+    real: Float[np.ndarray, "m e"],
     in_samples: Bool[np.ndarray, "s n"],
     in_real: Bool[np.ndarray, "s m"],
 ) -> Float64[np.ndarray, " s"]:
