@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 from fake_evaluation import (
     PATCH,
+    FakeEncoder,
     picture,
     read_report,
     run,
@@ -17,6 +19,7 @@ from PIL import Image
 from test_report import assert_self_contained
 
 from ssl_diffusion.errors import InputError
+from ssl_diffusion.evaluation import feature_cache
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +211,39 @@ def test_features_are_kept_for_the_next_report(finished, monkeypatch):
     assert {file.name for file in (finished / "out" / "features").iterdir()} == kept
     first, second = (read_report(finished / name)["patch"] for name in ("out", "again"))
     assert json.dumps(first) == json.dumps(second)
+
+
+def test_an_image_that_cannot_be_read_or_embedded_is_named_and_what_was_done_is_kept(
+    finished, tmp_path, monkeypatch
+):
+    folder = tmp_path / "made"
+    folder.mkdir()
+    for index in range(6):
+        Image.fromarray(picture(index, PATCH)).save(folder / f"{index}.png")
+    whole = (folder / "5.png").read_bytes()
+    (folder / "5.png").write_bytes(whole[:-30])
+    flags = [f"--records={finished / 'records'}", f"--samples={folder}", f"--output={tmp_path}"]
+    monkeypatch.setattr(feature_cache, "MOST", 4)
+    with pytest.raises(InputError, match=r"5\.png cannot be read"):
+        run(*flags)
+    assert len([*(tmp_path / "features").iterdir()]) == 1  # the first four
+    (folder / "5.png").write_bytes(whole)
+    embed = FakeEncoder.embed
+
+    def broken(self, images):
+        found = embed(self, images)
+        return np.full_like(found, np.nan) if len(images) == 2 else found
+
+    monkeypatch.setattr(FakeEncoder, "embed", broken)
+    with pytest.raises(InputError, match="NaN or infinity, first for image 4"):
+        run(*flags)
+    Image.new("RGB", (9, 9)).save(folder / "6.png")
+    with pytest.raises(InputError, match=r"6\.png has 9x9 px"):
+        run(*flags)
+    for name in range(1, 7):
+        (folder / f"{name}.png").unlink()
+    with pytest.raises(InputError, match="1 image, expected at least 2"):
+        run(*flags)
 
 
 @pytest.mark.parametrize(

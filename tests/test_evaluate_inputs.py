@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from fake_evaluation import PATCH, picture, write_samples
+from fake_evaluation import PATCH, picture, write_records, write_samples
 from PIL import Image
 
 from ssl_diffusion.errors import InputError
@@ -72,3 +72,25 @@ def test_loss_survives_a_killed_run(tmp_path):
     log.write_text("not metrics\n")
     with pytest.raises(InputError, match="is damaged"):
         inputs.read_training(tmp_path)
+
+
+def test_a_set_is_recognised_by_what_it_is(tmp_path):
+    write_records(tmp_path / "records")
+    assert len(inputs.open_images(tmp_path / "records", PATCH)) == 24  # the held-out split
+    Image.fromarray(picture(0, 5 * PATCH)).save(tmp_path / "large.png")
+    assert len(inputs.open_images(tmp_path / "large.png", PATCH)) == 25
+    assert inputs.is_paired(write_samples(tmp_path / "samples", [0]))
+    with pytest.raises(InputError, match="does not exist"):
+        inputs.open_images(tmp_path / "none", PATCH)
+    with pytest.raises(InputError, match=r"16x16 px, the records patches of 32x32"):
+        inputs.open_images(tmp_path / "samples" / "patches", 32)
+
+
+def test_stitched_images_of_a_folder_have_their_settings(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "no_settings.png")
+    with pytest.raises(InputError, match=r"no \.png or \.tif with its \.json"):
+        inputs.stitched_files(tmp_path)
+    for name in ("b.png", "a.tif"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        (tmp_path / name).with_suffix(".json").write_text("{}")
+    assert [file.name for file in inputs.stitched_files(tmp_path)] == ["a.tif", "b.png"]
