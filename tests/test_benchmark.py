@@ -9,7 +9,7 @@ import pytest
 from conftest import run_command
 
 from ssl_diffusion import rates
-from ssl_diffusion.benchmarks import savings, stitching
+from ssl_diffusion.benchmarks import evaluate, savings, stitching
 from ssl_diffusion.benchmarks.denoiser import forward
 from ssl_diffusion.benchmarks.published import SIZES, PublishedDenoiser
 from ssl_diffusion.rates import matmul_flop
@@ -97,3 +97,14 @@ def test_filled_parameters_keep_activations_sensible():
     context = model.context(np.ones((1, 1, 64), np.float32))
     x = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
     assert 0.1 < float(jnp.std(model.denoiser(1.0)(x, jnp.array([500.0]), context).eps)) < 10
+
+
+def test_ways_to_the_set_measures_agree():
+    """Ours, the formula's and scikit-learn's, on the same made features."""
+    x, y = evaluate.features(60, 8, 0), evaluate.features(60, 8, 1)
+    for ways in (evaluate.WAYS["fd"], evaluate.WAYS["precision"]):
+        ours, other = (way(x, y) for (_, module), way in ways.items() if not module)
+        assert other == pytest.approx(ours, rel=1e-5)
+    (row,) = evaluate.measure(["kid of all pairs"], 60, 8)
+    assert row["ratio"] == row["core_ratio"] == 1
+    assert "kid of all pairs" in evaluate.table([row])

@@ -23,7 +23,7 @@ from ssl_diffusion.evaluation.registration import best_correlation, correlations
 from ssl_diffusion.weights.encoder import load_encoder
 from ssl_diffusion.weights.model import load_autoencoder
 
-COPIES = 6  # training patches that are planted, in each guise
+COPIES = 4  # training patches that are planted, in each guise
 
 
 def jpeg(image: np.ndarray) -> np.ndarray:
@@ -127,7 +127,7 @@ def slide(records_dir):
     def embed(images: np.ndarray) -> np.ndarray:
         return one_vector(encoder.embed(images), "patches")
 
-    held_out = records.source("test", ("image",)).spread(90)["image"]
+    held_out = records.source("test", ("image",)).spread(60)["image"]
     return embed, TrainingPatches.of(records), held_out, planted
 
 
@@ -139,7 +139,7 @@ def test_planted_copies_are_flagged_and_glass_is_not(slide):
     flagged = dict(zip(groups, np.split(found.flagged, len(groups)), strict=True))
     assert not flagged.pop("glass").any()
     shares = {name: float(one.mean()) for name, one in flagged.items()}
-    assert shares.pop("shifted by 16 px") >= 0.8 and min(shares.values()) == 1, shares
+    assert shares.pop("shifted by 16 px") >= 0.75 and min(shares.values()) == 1, shares
     assert found.held_out_flagged <= 0.01
     assert found.threshold < 0.95
     assert (found.distance_ratio[:COPIES] < 0.01).all()

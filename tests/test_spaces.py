@@ -105,6 +105,10 @@ def test_clip_fid_is_of_one_published_tower(change, title):
 def test_what_is_no_space_is_refused(tmp_path):
     with pytest.raises(InputError, match="kind 'autoencoder', expected 'encoder' or 'features'"):
         open_space("demo:autoencoder", "judge")
+    with pytest.raises(
+        InputError, match="demo:encoder holds .* 'encoder', expected 'features': im"
+    ):
+        open_space("demo:encoder", "inception", kind="features")
     with pytest.raises(InputError, match="resize 'clean' given for demo:encoder, an encoder"):
         open_space("demo:encoder", "judge", "clean")
     with pytest.raises(InputError, match="no model: .* does not exist"):

@@ -144,7 +144,9 @@ WAYS: dict[str, dict[tuple[str, str | None], Callable[[np.ndarray, np.ndarray], 
 def measure(measures: Sequence[str], samples: int, dimension: int) -> Iterator[dict[str, Any]]:
     """A row for each way to each measure, of two sets of `samples` features, each in a process.
 
-    `ratio` is its seconds over ours. `gigabytes` is the most it held beyond the features.
+    `core_seconds` are those of all cores together, which other work on the machine disturbs least;
+    `ratio` is its seconds over ours, `core_ratio` that of core seconds. `gigabytes` is the
+    most it held beyond the features.
     `precision` makes recall too; ours also density and coverage.
     """
     for name in measures:
@@ -155,12 +157,13 @@ def measure(measures: Sequence[str], samples: int, dimension: int) -> Iterator[d
             fresh = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=fresh) as process:
                 row = process.submit(_timed, way, samples, dimension).result()
-            ours = ours or row["seconds"]
-            yield (
-                {"measure": name, "by": who, "samples": samples, "dimension": dimension}
-                | row
-                | {"ratio": row["seconds"] / ours}
-            )
+            ours = ours or row
+            sizes = {"samples": samples, "dimension": dimension}
+            ratios = {
+                "ratio": row["seconds"] / ours["seconds"],
+                "core_ratio": row["core_seconds"] / ours["core_seconds"],
+            }
+            yield {"measure": name, "by": who} | sizes | row | ratios
 
 
 def _timed(way: Callable, samples: int, dimension: int) -> dict[str, float]:
@@ -168,11 +171,12 @@ def _timed(way: Callable, samples: int, dimension: int) -> dict[str, float]:
     few = slice(0, min(samples, 2 * NEIGHBOURS + 2))
     way(x[few, :4], y[few, :4])  # imports
     before = _held_bytes("VmRSS")
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     value = way(x, y)
     return {
         "value": value,
         "seconds": time.perf_counter() - start,
+        "core_seconds": time.process_time() - worked,
         "gigabytes": max(_held_bytes("VmHWM") - before, 0) / 1e9,
     }
 
@@ -190,10 +194,14 @@ def _held_bytes(which: str) -> int:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as text."""
-    lines = [f"{'measure':<18}{'by':<16}{'seconds':>9}{'over ours':>11}{'GB':>7}  value"]
+    lines = [
+        f"{'measure':<18}{'by':<16}{'seconds':>9}{'/ ours':>8}{'core s':>9}{'/ ours':>8}"
+        f"{'GB':>7}  value"
+    ]
     lines += [
-        f"{row['measure']:<18}{row['by']:<16}{row['seconds']:9.1f}{row['ratio']:11.2f}"
-        f"{row['gigabytes']:7.2f}  {row['value']:.8g}"
+        f"{row['measure']:<18}{row['by']:<16}{row['seconds']:9.1f}{row['ratio']:8.2f}"
+        f"{row['core_seconds']:9.1f}{row['core_ratio']:8.2f}{row['gigabytes']:7.2f}"
+        f"  {row['value']:.8g}"
         for row in rows
     ]
     return "\n".join(lines)

@@ -3,7 +3,8 @@
 The nearest training patches of a sample in embedding space are its candidates; their pixels decide
 (registration.py), so that a new patch of a familiar kind is none, and a copy that is flipped,
 turned, shifted or encoded again is one. Where pixels agree too well to be chance is learned from
-real held-out patches, which copy nothing, in the same way: a threshold that few of them are over, from one half of them, reported on the other.
+real held-out patches, which copy nothing, in the same way: a threshold that few of them are over,
+from one half of them, reported on the other.
 """
 
 import dataclasses

@@ -52,11 +52,14 @@ class Space:
     embed: Callable[[UInt8[np.ndarray, "n h w 3"]], Float[np.ndarray, "n d"]]
 
 
-def open_space(folder: str | Path, name: str, resize: str | None = None) -> Space:
+def open_space(
+    folder: str | Path, name: str, resize: str | None = None, kind: str | None = None
+) -> Space:
     """Opens a model folder of kind "encoder" (its embedding) or "features" (Inception's 2048).
 
     `resize`, one of `encoders.features.RESIZES`, is for feature networks alone; without it theirs
-    counts. Raises InputError for anything else, and for a damaged folder.
+    counts. With `kind`, the other is refused. Raises InputError for anything else, and for a
+    damaged folder.
     """
     path = demo.resolve(folder)
     if path.is_file():
@@ -64,14 +67,15 @@ def open_space(folder: str | Path, name: str, resize: str | None = None) -> Spac
             f"{folder} is a file, expected a model folder; make one of it: python -m "
             f"ssl_diffusion.convert --input={folder} --output=DIR"
         )
-    kind = kind_of(folder)
-    if kind == "features":
-        return _inception_space(folder, name, resize)
-    if kind != "encoder":
+    found, kinds = kind_of(folder), (kind,) if kind else ("encoder", "features")
+    if found not in kinds:
         raise InputError(
-            f"{folder} holds a model of kind {kind!r}, expected 'encoder' or 'features': images "
-            "are compared by an encoder's embeddings or by Inception's features"
+            f"{folder} holds a model of kind {found!r}, expected {' or '.join(map(repr, kinds))}: "
+            "images are compared by an encoder's embeddings ('encoder') or by those of FID's "
+            "Inception ('features'); give the folder that convert made of its weights"
         )
+    if found == "features":
+        return _inception_space(folder, name, resize)
     if resize:
         raise InputError(
             f"resize {resize!r} given for {folder}, an encoder, which resizes as its model.json "
