@@ -153,7 +153,7 @@ def test_several_stitched_images_alone(finished):
     # Shifted windows: only cells of 16 px have borders that stay. The second image is the real one.
     sharpness = large["pixels"]["sets"]["stitched"]["sharpness"]
     assert value(sharpness) == pytest.approx(0.75, abs=0.03)
-    assert sharpness["low"] == pytest.approx(0.5, abs=0.05)
+    assert sharpness["low"] is None  # of two images
     assert "seam_in_phase" in large["pixels"]["sets"]["stitched"]
     assert not {"patch", "copying", "train"} & set(report)
     page = (finished / "less" / "report.html").read_text()

@@ -22,6 +22,7 @@ from ssl_diffusion.stitching.windows import window_origins
 
 JPEG_BLOCK_PX = 8
 OTHER_SEED = 1_000_003  # added to the seed of crops for other positions of the same real regions
+FEWEST = 5  # images whose bootstrap tells an interval; of two it is their range
 VIEWS = ("stitched", "real", "reconstruction")
 
 
@@ -91,7 +92,7 @@ def cells_of(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, 
 
 
 def pixel_numbers(images: Sequence[LargeImage]) -> dict[str, Any]:
-    """Seams and sharpness: means over the images, with an interval where there are several.
+    """Seams and sharpness: means over the images, with an interval from FEWEST images on.
 
     The seam figures of all three views use the same lines; `seam_in_phase` compares with multiples
     of a JPEG block only. A figure that does not exist for one of the images is left out.
@@ -107,11 +108,16 @@ def pixel_numbers(images: Sequence[LargeImage]) -> dict[str, Any]:
             for one in images
         ]
         sets[name] = {
-            key: estimated(np.array([one[key] for one in measured]))
+            key: _mean(np.array([one[key] for one in measured]))
             for key in measured[0]
             if all(one[key] is not None for one in measured)
         }
     return sets
+
+
+def _mean(values: Float[np.ndarray, " n"]) -> dict[str, float | None]:
+    few = {"value": float(values.mean()), "low": None, "high": None}
+    return estimated(values) if len(values) >= FEWEST else few
 
 
 def crop_numbers(

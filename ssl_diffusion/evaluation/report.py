@@ -14,7 +14,7 @@ from ssl_diffusion.webpage import data_url, details, document, facts, section
 SPACES = {  # intro of a space's numbers
     "encoder": "The space of the encoder whose embeddings condition the model: the model was made "
     "to please it.",
-    "judge": "An independent encoder, that neither the model nor its training has seen.",
+    "judge": "An independent encoder: it played no part in making the model.",
 }
 
 
@@ -143,7 +143,7 @@ def _large_image(large: Mapping[str, Any]) -> str:
         )
     parts.append(
         "<h3>Pixels</h3>"
-        "<p>The same lines in all three; intervals are over images, where there are several.</p>"
+        "<p>The same lines in all three; intervals are over images, where there are five or more.</p>"
         + table.matrix(table.PIXELS, large["pixels"]["sets"])
     )
     kinds = {

@@ -4,7 +4,7 @@ CSS = """
 .pair span { color: var(--soft);
   font: 13px/1.4 "Helvetica Neue", "Arial", "Liberation Sans", sans-serif; }
 .triptych { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 16px;
-  margin-top: 14px; overflow-x: auto; }
+  margin: 14px 0 22px; overflow-x: auto; }
 .scale { position: absolute; left: 3%; bottom: 3%; height: 4px; background: #111;
   outline: 1px solid #fff; }
 .scale i { position: absolute; left: 0; bottom: 7px; padding: 0 4px; white-space: nowrap;
