@@ -143,7 +143,7 @@ def _large_image(large: Mapping[str, Any]) -> str:
         )
     parts.append(
         "<h3>Pixels</h3>"
-        "<p>The same lines in all three; intervals are over images, where there are five or more.</p>"
+        "<p>The same lines in all three; intervals are over images, from five on.</p>"
         + table.matrix(table.PIXELS, large["pixels"]["sets"])
     )
     kinds = {
