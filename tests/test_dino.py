@@ -251,7 +251,7 @@ def test_the_run_leaves_an_encoder_and_its_figures(dino_run):
     assert spec["kind"] == "encoder" and spec["embedding"] == {"tokens": 1, "dim": 64}
     measured = json.loads((dino_run / "summary.json").read_text())["measured"]
     for name in ("", "random_init_", "colour_"):
-        assert 0 <= measured[f"{name}retrieval_at_1"] <= 1
+        assert 0 <= measured[f"{name}retrieval_at_1"]["value"] <= 1
     lines = read_metrics(dino_run)
     assert {"loss", "teacher_entropy", "feature_spread"} <= lines[0].keys()
     assert 0 < lines[0]["teacher_entropy"] < np.log(64) and 0 < lines[0]["feature_spread"] < 1.2

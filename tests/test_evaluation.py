@@ -5,7 +5,7 @@ import pytest
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation import measures
-from ssl_diffusion.evaluation.agreement import agreement, mean_standard_error, paired_similarity
+from ssl_diffusion.evaluation.agreement import agreement, estimated, joined, paired_similarity
 from ssl_diffusion.evaluation.copying import NearestTraining, copying
 from ssl_diffusion.evaluation.features import one_vector
 from ssl_diffusion.evaluation.frechet import Moments, frechet_distance, frechet_standard_error
@@ -91,14 +91,14 @@ def test_retrieval_is_one_when_perfect_and_chance_when_random():
     gallery, centre = gaussian(7, 200, 16) + 3, np.full(16, 3, np.float32)
     order = np.random.default_rng(0).permutation(200)
     perfect = agreement(gallery[order] * 1.0, gallery, order, centre)
-    assert (perfect.retrieval_at_1, perfect.retrieval_at_1_se) == (1.0, 0.0)
-    assert perfect.similarity == pytest.approx(1, abs=1e-5)
-    assert perfect.retrieval_at_1_shuffled == 0
+    assert perfect.numbers()["retrieval_at_1"] == {"value": 1.0, "low": None, "high": None}
+    np.testing.assert_allclose(perfect.similarity, 1, atol=1e-5)
+    assert perfect.shuffled_numbers()["retrieval_at_1"]["value"] == 0
     hits = [
-        agreement(gaussian(seed, 200, 16) + 3, gallery, order, centre).retrieval_at_1
+        agreement(gaussian(seed, 200, 16) + 3, gallery, order, centre).retrieved.mean()
         for seed in range(20, 40)
     ]
-    assert perfect.chance == 1 / 200
+    assert perfect.gallery == 200
     assert abs(np.mean(hits) - 1 / 200) < 4 * np.sqrt(1 / 200 / 4000)
 
 
@@ -107,11 +107,11 @@ def test_shuffled_controls_are_the_average_over_every_other_patch():
     wanted = np.random.default_rng(1).permutation(12)[:9]
     found = agreement(images, gallery, wanted, centre)
     turns = [agreement(images, gallery, (wanted + turn) % 12, centre) for turn in range(1, 12)]
-    assert found.similarity_shuffled == pytest.approx(
-        np.mean([t.similarity for t in turns]), abs=1e-6
-    )
-    shuffled = np.mean([t.retrieval_at_1 for t in turns])
-    assert found.retrieval_at_1_shuffled == pytest.approx(shuffled, abs=1e-12)
+    expected = np.mean([turn.similarity for turn in turns], axis=0)
+    np.testing.assert_allclose(found.similarity_shuffled, expected, atol=1e-6)
+    shuffled = np.mean([turn.retrieved for turn in turns])
+    number = found.shuffled_numbers()["retrieval_at_1"]["value"]
+    assert number == pytest.approx(shuffled, abs=1e-12)
 
 
 def test_similarity_is_taken_from_the_centre():
@@ -119,19 +119,33 @@ def test_similarity_is_taken_from_the_centre():
     gallery = centre + np.array([[0, 1], [0, -1]], np.float32)
     images = centre + np.array([[0, 2], [0, -3]], np.float32)
     found = agreement(images, gallery, np.array([0, 1]), centre)
-    assert (found.similarity, found.similarity_shuffled) == (1.0, -1.0)
+    np.testing.assert_array_equal(found.similarity, [1, 1])
+    np.testing.assert_array_equal(found.similarity_shuffled, [-1, -1])
     np.testing.assert_allclose(paired_similarity(images, gallery[::-1], centre), [-1, -1])
 
 
-def test_standard_errors_match_a_bootstrap():
-    values = gaussian(11, 400, 1)[:, 0]
-    draws = np.random.default_rng(2).choice(values, (2000, 400)).mean(axis=1)
-    assert mean_standard_error(values) == pytest.approx(draws.std(), rel=0.08)
+def test_intervals_of_agreement_are_those_of_means_over_images():
     gallery = np.eye(8, dtype=np.float32)
     wanted = np.array([0, 1, 2, 3, 4, 5, 7, 6])  # six of eight right
     found = agreement(gallery, gallery, wanted, np.zeros(8, np.float32))
-    assert found.retrieval_at_1 == 0.75
-    assert found.retrieval_at_1_se == pytest.approx(np.sqrt(0.75 * 0.25 / 8))
+    number = found.numbers()["retrieval_at_1"]
+    error = np.sqrt(0.75 * 0.25 / 8)
+    assert number["value"] == 0.75 and number["low"] == pytest.approx(0.75 - 1.96 * error, abs=0.1)
+    values = gaussian(11, 400, 1)[:, 0]
+    half = (estimated(values)["high"] - estimated(values)["low"]) / 2
+    assert half == pytest.approx(1.96 * values.std() / 20, rel=0.1)
+
+
+def test_agreement_is_the_same_in_blocks_and_joins_galleries(monkeypatch):
+    gallery, images, centre = gaussian(8, 12, 5), gaussian(9, 12, 5), gaussian(10, 1, 5)[0]
+    wanted = np.arange(12)
+    whole = agreement(images, gallery, wanted, centre)
+    monkeypatch.setattr("ssl_diffusion.evaluation.agreement.BLOCK", 5)
+    blocks = agreement(images, gallery, wanted, centre)
+    np.testing.assert_allclose(blocks.similarity, whole.similarity, atol=1e-6)
+    np.testing.assert_array_equal(blocks.retrieved, whole.retrieved)
+    both = joined([whole, blocks])
+    assert both.gallery == 12 and both.retrieved.sum() == 2 * whole.retrieved.sum()
 
 
 def test_agreement_needs_a_gallery_and_finite_embeddings():
@@ -162,39 +176,16 @@ def test_nearest_training_finds_planted_copies_in_any_chunk():
 def test_copying_tells_a_copier_from_a_generator():
     real = np.linspace(0.2, 0.8, 101)
     copier = copying(np.full(40, 0.99), real, np.full(30, 0.98))
-    assert copier.closer_than_real == 1
-    assert copier.sample_distance == pytest.approx(0.01)
-    assert copier.copy_distance == pytest.approx(0.02)
-    honest = copying(real, real, np.full(30, 0.98))
-    assert honest.closer_than_real == honest.closer_than_real_control
-    assert honest.closer_than_real == pytest.approx(0.05, abs=0.01)
-    assert honest.sample_distance == honest.real_distance == pytest.approx(0.5)
-
-
-def test_patch_numbers_of_a_model_that_copies_the_training_set():
-    train, gallery = gaussian(14, 300, 6) + 1, gaussian(15, 20, 6) + 1
-    trained, wanted = Moments.of(train), np.arange(20)
-    nearest = NearestTraining(gallery, trained.mean.astype(np.float32))
-    nearest.update(train)
-    sections, found = measures.patch_numbers(
-        gallery=gallery,
-        wanted=wanted,
-        samples=nearest.embedding,
-        reconstructions=gallery,
-        noise=gaussian(16, 20, 6) + 9,
-        copies=train[:20],
-        train=iter(np.array_split(train, 4)),
-        trained=trained,
-    )
-    patch = sections["patch"]
-    np.testing.assert_array_equal(found.index[:20], nearest.index)
-    assert patch["similarity"] == patch["nearest_train_similarity"]
-    assert patch["retrieval_at_1_reconstructions"] == 1
-    assert patch["fd_samples"] == patch["fd_nearest_train"]
-    assert patch["fd_reconstructions"] == patch["fd_real_real"] < 2 < patch["fd_noise"]
-    assert (patch["fd_n"], patch["fd_train_n"], patch["fd_dimension"]) == (20, 300, 6)
-    assert sections["copying"]["sample_distance"] == pytest.approx(0, abs=1e-6)
-    assert sections["copying"]["closer_than_real"] == 1
+    assert copier["closer_than_real"]["value"] == 1
+    assert copier["sample_distance"]["value"] == pytest.approx(0.01)
+    assert copier["copy_distance"]["value"] == pytest.approx(0.02)
+    assert copier["distance_ratio"]["value"] == pytest.approx(0.02)
+    honest = copying(real, real)
+    assert "copy_distance" not in honest
+    assert honest["closer_than_real"]["value"] == honest["closer_than_real_control"]
+    assert honest["closer_than_real_control"] == pytest.approx(0.05, abs=0.01)
+    ratio = honest["distance_ratio"]
+    assert ratio["value"] == 1 and ratio["low"] < 0.99 < 1.01 < ratio["high"]
 
 
 # Seams, sharpness, reconstruction
@@ -263,7 +254,7 @@ def test_sharpness_and_psnr():
     np.testing.assert_allclose(psnr(images, other), [48.1308, 34.1514], atol=1e-4)
     assert psnr(images, images) == pytest.approx([100, 100])
     numbers = measures.autoencoder_numbers(images, other)
-    assert numbers["psnr_db"] == pytest.approx(41.1411, abs=1e-4)
+    assert numbers["psnr_db"]["value"] == pytest.approx(41.1411, abs=1e-4)
     assert numbers["psnr_pooled_db"] == pytest.approx(10 * np.log10(255**2 / 13), abs=1e-4)
 
 
@@ -301,15 +292,15 @@ def test_encoder_numbers_tell_an_encoder_that_ignores_the_augmentation():
         return x[..., 0].reshape(len(x), 1, -1).astype(np.float32)
 
     numbers = measures.encoder_numbers(grey, first_channel, images, views)
-    assert numbers["retrieval_at_1"] == 1
-    assert numbers["random_init_retrieval_at_1"] < 0.3
+    assert numbers["retrieval_at_1"]["value"] == 1
+    assert numbers["random_init_retrieval_at_1"]["value"] < 0.3
     assert (numbers["chance"], numbers["draws"]) == (1 / 30, 2)
     swapped = measures.encoder_numbers(first_channel, grey, images, views)
-    assert swapped["random_init_retrieval_at_1"] == 1
-    assert swapped["retrieval_at_1"] == numbers["random_init_retrieval_at_1"]
+    assert swapped["random_init_retrieval_at_1"]["value"] == 1
+    assert swapped["retrieval_at_1"]["value"] == numbers["random_init_retrieval_at_1"]["value"]
     # Colours swapped: their means and deviations are another patch's. Turned, they are the same.
-    assert numbers["colour_retrieval_at_1"] < 0.3
+    assert numbers["colour_retrieval_at_1"]["value"] < 0.3
     turned = measures.encoder_numbers(grey, first_channel, images, views[:, :, ::-1])
-    assert turned["colour_retrieval_at_1"] == numbers["colour_retrieval_at_1"]
+    assert turned["colour_retrieval_at_1"]["value"] == numbers["colour_retrieval_at_1"]["value"]
     own = measures.encoder_numbers(grey, first_channel, images, images[None, :, ::-1])
-    assert own["colour_retrieval_at_1"] == 1 and own["retrieval_at_1"] < 0.3
+    assert own["colour_retrieval_at_1"]["value"] == 1 and own["retrieval_at_1"]["value"] < 0.3

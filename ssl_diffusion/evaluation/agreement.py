@@ -1,34 +1,51 @@
 """Does an image show what its embedding asked for? Similarity and retrieval, with controls."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.features import directions
+from ssl_diffusion.evaluation.intervals import bootstrap_mean
+
+BLOCK = 2048  # images compared with the gallery at once: bounds the memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Similarity in [-1, 1] and retrieval in [0, 1] of `count` images; `_se` is a standard error.
+    """What each of n images has in common with the embedding it was made from.
 
-    similarity       cosine of the image's embedding with the one asked for, both from the centre
-    retrieval_at_1   share of images whose most similar gallery embedding is the one asked for
-    ..._shuffled     the same had each image been asked for another patch, averaged over every
-                     other patch of the gallery
-    chance           retrieval_at_1 of a guess
+    similarity           cosine with the embedding asked for, both from the centre, in [-1, 1]
+    similarity_shuffled  its mean over every other embedding of the gallery
+    retrieved            1 where the most similar of the gallery is the one asked for, else 0
+    gallery              how many embeddings there were to retrieve from
     """
 
-    count: int
-    chance: float
-    similarity: float
-    similarity_se: float
-    similarity_shuffled: float
-    similarity_shuffled_se: float
-    retrieval_at_1: float
-    retrieval_at_1_se: float
-    retrieval_at_1_shuffled: float
+    similarity: Float[np.ndarray, " n"]
+    similarity_shuffled: Float[np.ndarray, " n"]
+    retrieved: Float64[np.ndarray, " n"]
+    gallery: int
+
+    def numbers(self) -> dict[str, Any]:
+        """Means with 95 % intervals: a bootstrap over the images."""
+        return {
+            "similarity": estimated(self.similarity),
+            "retrieval_at_1": estimated(self.retrieved),
+        }
+
+    def shuffled_numbers(self) -> dict[str, Any]:
+        """The same had each image been asked for another patch, averaged over every other one.
+
+        Exact: shift the wanted index around the gallery by 1, 2, ... m-1 and average. For retrieval
+        that mean is (1 - hit) / (m - 1).
+        """
+        return {
+            "similarity": estimated(self.similarity_shuffled),
+            "retrieval_at_1": estimated((1 - self.retrieved) / (self.gallery - 1)),
+        }
 
 
 def agreement(
@@ -39,38 +56,30 @@ def agreement(
 ) -> Agreement:
     """Compares the embedding of each image with gallery[wanted], the embedding it was made from.
 
-    The shuffled control is exact: shift the wanted index around the gallery by 1, 2, ... m-1 and
-    average, which is every other patch in turn. For retrieval that mean is (1 - hit) / (m - 1).
     Raises InputError when the gallery holds fewer than two embeddings.
     """
     if len(gallery) < 2:
         raise InputError(f"{len(gallery)} real embedding(s) to retrieve from, expected at least 2")
-    cosine = directions(images, centre) @ directions(gallery, centre).T
-    own = np.take_along_axis(cosine, wanted[:, None], axis=1)[:, 0]
-    other = (cosine.sum(axis=1) - own) / (len(gallery) - 1)
-    hit = retrieved(images, gallery, wanted, centre)
+    seen, found = directions(images, centre), directions(gallery, centre)
+    own, other, best = (np.zeros(len(images), kind) for kind in (np.float32, np.float32, int))
+    for start in range(0, len(images), BLOCK):
+        rows = slice(start, start + BLOCK)
+        cosine = seen[rows] @ found.T
+        own[rows] = np.take_along_axis(cosine, wanted[rows, None], axis=1)[:, 0]
+        other[rows] = (cosine.sum(axis=1) - own[rows]) / (len(gallery) - 1)
+        best[rows] = cosine.argmax(axis=1)
+    return Agreement(own, other, (best == wanted).astype(np.float64), len(gallery))
+
+
+def joined(parts: Sequence[Agreement]) -> Agreement:
+    """The images of several galleries (of one size, say the grids of several images) together."""
     return Agreement(
-        count=len(images),
-        chance=1 / len(gallery),
-        similarity=float(own.mean()),
-        similarity_se=mean_standard_error(own),
-        similarity_shuffled=float(other.mean()),
-        similarity_shuffled_se=mean_standard_error(other),
-        retrieval_at_1=float(hit.mean()),
-        retrieval_at_1_se=share_standard_error(float(hit.mean()), len(hit)),
-        retrieval_at_1_shuffled=float((1 - hit).mean() / (len(gallery) - 1)),
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("similarity", "similarity_shuffled", "retrieved")
+        ),
+        gallery=round(np.mean([part.gallery for part in parts])),
     )
-
-
-def retrieved(
-    images: Float[np.ndarray, "n d"],
-    gallery: Float[np.ndarray, "m d"],
-    wanted: Int[np.ndarray, " n"],
-    centre: Float[np.ndarray, " d"],
-) -> Float[np.ndarray, " n"]:
-    """1 where the gallery embedding most similar to the image's is the wanted one, else 0."""
-    cosine = directions(images, centre) @ directions(gallery, centre).T
-    return (cosine.argmax(axis=1) == wanted).astype(np.float64)
 
 
 def paired_similarity(
@@ -82,11 +91,6 @@ def paired_similarity(
     return (directions(first, centre) * directions(second, centre)).sum(axis=1)
 
 
-def mean_standard_error(values: Float[np.ndarray, " n"]) -> float:
-    """Standard error of a mean: what a bootstrap over the values converges to. 0 for one value."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
-
-
-def share_standard_error(share: float, count: int) -> float:
-    """Binomial standard error of a share of `count`."""
-    return float(np.sqrt(share * (1 - share) / count))
+def estimated(values: Float[np.ndarray, " n"]) -> dict[str, float | None]:
+    """The mean and its bootstrap interval, as report.json holds them."""
+    return dataclasses.asdict(bootstrap_mean(values.astype(np.float64)))

@@ -6,12 +6,14 @@ lie nearer to the training set than real held-out patches do, which only a copyi
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from ssl_diffusion.evaluation.agreement import mean_standard_error, share_standard_error
+from ssl_diffusion.evaluation.agreement import estimated
 from ssl_diffusion.evaluation.features import directions
+from ssl_diffusion.evaluation.intervals import Estimate, resamples
 
 
 class NearestTraining:
@@ -42,44 +44,41 @@ class NearestTraining:
         self._seen += len(chunk)
 
 
-@dataclasses.dataclass(frozen=True)
-class Copying:
-    """Distance to the nearest training patch, 1 - cosine from the centre, and its errors.
+def copying(
+    samples: Float[np.ndarray, " n"],
+    real: Float[np.ndarray, " m"],
+    copies: Float[np.ndarray, " k"] | None = None,
+) -> dict[str, Any]:
+    """Sums up the similarities (cosines) with the nearest training embedding of three sets.
+
+    Distances are 1 - cosine; every number is a mean with its bootstrap interval:
 
     sample_distance    generated images
     real_distance      real held-out patches: what images that were never trained on look like
-    copy_distance      training patches through the autoencoder: what a copy would look like
+    copy_distance      training patches through the autoencoder: what a copy would look like; absent
+                       without `copies`
+    distance_ratio     the first over the second: 1 for a model that does not copy, 0 for a copier
     closer_than_real   share of samples nearer to the training set than the nearest 5 % of real
                        patches are: 0.05 for a model that copies by chance only, 1 for a copier; the
                        control is the same of the real ones, 0.05 up to the grain of a quantile
     """
-
-    sample_distance: float
-    sample_distance_se: float
-    real_distance: float
-    real_distance_se: float
-    copy_distance: float
-    copy_distance_se: float
-    closer_than_real: float
-    closer_than_real_se: float
-    closer_than_real_control: float
-
-
-def copying(
-    samples: Float[np.ndarray, " n"], real: Float[np.ndarray, " m"], copies: Float[np.ndarray, " k"]
-) -> Copying:
-    """Sums up the similarities with the nearest training embedding of the three kinds of images."""
-    samples, real, copies = 1 - samples, 1 - real, 1 - copies
+    samples, real = 1 - samples, 1 - real
     limit = np.quantile(real, 0.05)
-    closer = float((samples < limit).mean())
-    return Copying(
-        sample_distance=float(samples.mean()),
-        sample_distance_se=mean_standard_error(samples),
-        real_distance=float(real.mean()),
-        real_distance_se=mean_standard_error(real),
-        copy_distance=float(copies.mean()),
-        copy_distance_se=mean_standard_error(copies),
-        closer_than_real=closer,
-        closer_than_real_se=share_standard_error(closer, len(samples)),
-        closer_than_real_control=float((real < limit).mean()),
-    )
+    numbers: dict[str, Any] = {
+        "sample_distance": estimated(samples),
+        "real_distance": estimated(real),
+        "distance_ratio": dataclasses.asdict(_ratio(samples, real)),
+        "closer_than_real": estimated((samples < limit).astype(np.float64)),
+        "closer_than_real_control": float((real < limit).mean()),
+    }
+    if copies is not None:
+        numbers["copy_distance"] = estimated(1 - copies)
+    return numbers
+
+
+def _ratio(samples: Float[np.ndarray, " n"], real: Float[np.ndarray, " m"]) -> Estimate:
+    """Ratio of the means, both resampled independently."""
+    above = resamples(len(samples), seed=0) @ samples / len(samples)
+    below = resamples(len(real), seed=1) @ real / len(real)
+    floor = np.finfo(np.float32).tiny
+    return Estimate.of(samples.mean() / max(real.mean(), floor), above / np.maximum(below, floor))

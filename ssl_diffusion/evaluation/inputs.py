@@ -8,8 +8,15 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from ssl_diffusion.data.records import open_records
 from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.errors import InputError
+from ssl_diffusion.evaluation.image_sets import (
+    ImageSet,
+    folder_images,
+    large_image_patches,
+    record_images,
+)
 from ssl_diffusion.files import read_json
 from ssl_diffusion.training.logs import read_metrics
 
@@ -67,6 +74,56 @@ def read_samples(
                 f"{patch_px}x{patch_px} as the model makes; sample again"
             )
     return np.array(indices), np.stack(patches), settings
+
+
+def is_paired(path: Path) -> bool:
+    """Whether `path` is a folder of ssl_diffusion.sample: each image is of a known patch."""
+    return (path / "samples.json").is_file()
+
+
+def open_images(path: Path, patch_px: int) -> ImageSet:
+    """A set of patches to be compared with real ones as a set, by what `path` is.
+
+    Records (their split `test`, or `train` where there is none), a folder of images, or one large
+    image, which is cut into patches side by side. Raises InputError for another, and unless the
+    patches have `patch_px`: distances move when the one set was resized and the other was not.
+    """
+    if (path / "dataset_info.json").is_file():
+        records = open_records(path)
+        images = record_images(records, "test" if records.count("test") else "train")
+    elif path.is_dir():
+        images = folder_images(path, path.name)
+    elif path.is_file():
+        images = large_image_patches(path, patch_px, patch_px)
+    else:
+        raise InputError(
+            f"--samples={path} does not exist; give a folder of ssl_diffusion.sample, one of "
+            "images, records, or a large image"
+        )
+    if tuple(images.size) != (patch_px, patch_px):
+        height, width = images.size
+        raise InputError(
+            f"{path} holds images of {width}x{height} px, the records patches of "
+            f"{patch_px}x{patch_px} px; give images of that size, so that no resize stands between"
+        )
+    return images
+
+
+def stitched_files(path: Path) -> list[Path]:
+    """The images of ssl_diffusion.generate at `path`: itself, or those of a folder, by name.
+
+    Raises InputError for a folder without any.
+    """
+    if not path.is_dir():
+        return [path]
+    files = [file for file in sorted(path.iterdir()) if file.suffix in (".png", ".tif")]
+    files = [file for file in files if file.with_suffix(".json").is_file()]
+    if not files:
+        raise InputError(
+            f"no .png or .tif with its .json in {path}; give images that generate made with "
+            "--reference"
+        )
+    return files
 
 
 def read_stitched(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], dict[str, Any]]:

@@ -20,6 +20,8 @@ LIBRARIES = (
     "openslide-python",
     "safetensors",
     "scikit-learn",
+    "scipy",
+    "pillow",
 )
 
 

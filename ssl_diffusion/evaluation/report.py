@@ -5,57 +5,44 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
-from ssl_diffusion.evaluation.figures import png_bytes
+from ssl_diffusion.evaluation import report_pictures, table
+from ssl_diffusion.evaluation.large_numbers import LargeImage
+from ssl_diffusion.evaluation.patch_section import PatchPictures
 from ssl_diffusion.evaluation.style import CSS
-from ssl_diffusion.evaluation.table import ROWS, TITLES, shown
-from ssl_diffusion.webpage import data_url, details, document, facts, image, section
+from ssl_diffusion.webpage import data_url, details, document, facts, section
 
-SCALE_BARS_UM = (1000, 500, 200, 100, 50, 20, 10)
-
-
-@dataclasses.dataclass(frozen=True)
-class LargeImage:
-    """The pictures of the headline, all of one size; `mpp` is µm per px, if known."""
-
-    real: UInt8[np.ndarray, "h w 3"]
-    reconstruction: UInt8[np.ndarray, "h w 3"]
-    stitched: UInt8[np.ndarray, "h w 3"]
-    cell_px: int
-    mpp: float | None
-    origin: str  # which region of which image, for the caption
-    held_out: bool | None  # whether training saw none of it; None if unknown
+SPACES = {  # intro of a space's numbers
+    "encoder": "The space of the encoder whose embeddings condition the model: the model was made "
+    "to please it.",
+    "judge": "An independent encoder: it played no part in making the model.",
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """A held-out patch, the sample made from its embedding, the training patch nearest to it."""
+@dataclasses.dataclass
+class Pictures:
+    """What the page shows beside numbers; None or empty where it was not asked for."""
 
-    index: int
-    real: UInt8[np.ndarray, "p p 3"]
-    sample: UInt8[np.ndarray, "p p 3"]
-    nearest: UInt8[np.ndarray, "p p 3"]
-    similarity: float
-    nearest_similarity: float
+    patches: PatchPictures | None = None
+    large: Sequence[LargeImage] = ()
+    losses: Sequence[tuple[int, float]] | None = None
 
 
 def html_page(
     report: Mapping[str, Any],
+    pictures: Pictures,
     *,
-    large: LargeImage | None,
-    pairs: Sequence[Pair],
     loss_png: bytes | None,
     settings: Mapping[str, Any],
 ) -> str:
     """The page. `report` is what report.json holds; sections whose input is absent are left out."""
     sections = [
         _summary(report),
-        _large_image(large) if large else "",
-        _pairs(pairs, report["patch"]["count"]) if pairs else "",
-        _numbers(report),
+        report_pictures.large_images(pictures.large),
+        *([_patches(report, pictures.patches)] if pictures.patches else []),
+        _large_image(report["large_image"]) if "large_image" in report else "",
+        _models(report),
         _training(report["train"], loss_png) if loss_png else "",
+        _pinned(report["pinned"]) if "pinned" in report else "",
         _run(report),
         _limits(report),
         _settings(settings),
@@ -66,125 +53,153 @@ def html_page(
 def _summary(report: Mapping[str, Any]) -> str:
     sentences = []
     if large := report.get("large_image"):
+        several = f"{large['images']} images were" if large["images"] > 1 else "An image was"
+        sizes = ", ".join(f"{width} × {height}" for width, height in large["sizes_px"])
         sentences.append(
-            f"An image of {large['width_px']} × {large['height_px']} px was stitched from the "
-            f"{large['count']} embeddings of a real region in {large['seconds']:.0f} s."
+            f"{several} stitched from the embeddings of real regions ({sizes} px) in "
+            f"{large['seconds']:.0f} s."
         )
-    if patch := report.get("patch"):
-        sentences.append(
-            f"{patch['count']} single patches were generated from embeddings of held-out patches; "
-            f"{patch['retrieval_at_1']:.0%} of them are recognised as the patch that was asked "
-            f"for, among {round(1 / patch['chance'])} (a guess: {patch['chance']:.1%})."
-        )
-    sentences.append(
-        "The generator saw embeddings only: a short list of numbers for each patch, and no pixel "
-        "of the real image."
-    )
+    if (patch := report.get("patch")) and patch["paired"]:
+        for name, space in patch["spaces"].items():
+            if "chance" not in space:
+                continue
+            found = space["sets"]["samples"]["retrieval_at_1"]["value"]
+            who = "the conditioning encoder" if name == "encoder" else "an independent judge"
+            sentences.append(
+                f"Of {patch['count']} single patches {found:.0%} are recognised by {who} as the "
+                f"held-out patch that was asked for, among {round(1 / space['chance'])} (a guess: "
+                f"{space['chance']:.1%})."
+            )
+    elif patch:
+        sentences.append(f"{patch['count']:,} patches are compared with real ones as a set.")
+    if report.get("pinned", {}).get("records", {}).get("unseen"):
+        sentences.append("The real images are of a source that was not in training.")
     return f'<h1>Images generated from embeddings</h1>\n<p class="lead">{" ".join(sentences)}</p>\n'
 
 
-def _large_image(large: LargeImage) -> str:
-    height, width = large.real.shape[:2]
-    size = f"{width} × {height} px"
-    if large.mpp:
-        size += f", {width * large.mpp:.0f} × {height * large.mpp:.0f} µm"
-    pictures = (
-        ("Real", "the region whose embeddings were taken", large.real),
-        ("Reconstruction", "through the autoencoder: the best possible", large.reconstruction),
-        ("Stitched", "generated from the grid of embeddings alone", large.stitched),
-    )
-    cell = f"{100 * large.cell_px / width:.4f}% {100 * large.cell_px / height:.4f}%"
-    figures = "".join(
-        f"<figure><figcaption><b>{title}</b><br>{meaning}</figcaption>"
-        f'<div class="picture">{_image(pixels, title)}'
-        f'<div class="cells" style="background-size: {cell}"></div>'
-        f"{_scale_bar(width, large.mpp)}</div></figure>\n"
-        for title, meaning, pixels in pictures
-    )
-    seen = {True: ", held out from training", False: ", partly seen in training", None: ""}
+def _patches(report: Mapping[str, Any], pictures: PatchPictures) -> str:
+    patch, parts = report["patch"], [report_pictures.pairs(pictures.pairs, report["patch"])]
+    for name, space in patch["spaces"].items():
+        chance = f" Retrieval by a guess: {space['chance']:.1%}." if "chance" in space else ""
+        intro = (
+            f"{SPACES.get(name, 'A further network.')} {space['sets']['samples']['n']:,} images "
+            f"against {space['reference_n']:,} real training patches, in {space['dimension']:,} "
+            f"dimensions.{chance} Below each number is its 95 % interval."
+        )
+        parts.append(
+            section(
+                f"Patches: {escape(space['title'])}",
+                intro,
+                table.warnings_list(space["warnings"])
+                + table.matrix(table.SETS, space["sets"], title=space["title"])
+                + report_pictures.plots(
+                    pictures.plots, (f"similarity_{name}", f"components_{name}")
+                ),
+            )
+        )
+    if copying := report.get("copying"):
+        parts.append(_copying(copying, pictures))
+    return "".join(parts)
+
+
+def _copying(copying: Mapping[str, Any], pictures: PatchPictures) -> str:
+    sets = {
+        "samples": {
+            "distance": copying["sample_distance"],
+            "ratio": copying["distance_ratio"],
+            "closer": copying["closer_than_real"],
+            "flagged": copying.get("flagged"),
+        },
+        "real": {
+            "distance": copying["real_distance"],
+            "ratio": 1.0,
+            "closer": copying["closer_than_real_control"],
+            "flagged": copying.get("flagged_held_out"),
+        },
+    }
+    if "copy_distance" in copying:
+        sets["copies"] = {"distance": copying["copy_distance"]}
     return section(
-        "A large image",
-        f"{escape(large.origin)}; {size}{seen[large.held_out]}. Look for tissue type, staining and "
-        "layout, which the embeddings hold; single nuclei are the model's invention.",
-        '<input type="checkbox" id="grid"> <label for="grid">show the grid, one embedding per cell '
-        f"of {large.cell_px} px</label>\n"
-        '<input type="checkbox" id="native"> <label for="native">full size, one image pixel per '
-        f'screen pixel</label>\n<div class="triptych">{figures}</div>',
+        "Copying",
+        "Whether samples are training patches again. Distances are in the conditioning encoder's "
+        "space.",
+        table.matrix(table.COPYING, sets)
+        + report_pictures.plots(pictures.plots, ("distances",))
+        + report_pictures.copies(pictures.copies, copying),
     )
 
 
-def _scale_bar(width_px: int, mpp: float | None) -> str:
-    if not mpp:
-        return ""
-    width_um = width_px * mpp
-    length = next((um for um in SCALE_BARS_UM if um <= 0.35 * width_um), SCALE_BARS_UM[-1])
-    return (
-        f'<div class="scale" style="width: {100 * length / width_um:.3f}%"><i>{length} µm</i></div>'
+def _large_image(large: Mapping[str, Any]) -> str:
+    crops = large["crops"]
+    parts = []
+    for name, cells in large["cells"].items():
+        intro = (
+            f"{SPACES[name]} {cells['count']:,} cells, each looks for the real cell at its place "
+            f"among those of its image (a guess: {cells['chance']:.1%}). Intervals are over cells."
+        )
+        parts.append(
+            f"<h3>Grid cells: {escape(cells['title'])}</h3><p>{intro}</p>"
+            + table.matrix(table.SETS, cells["sets"])
+        )
+    parts.append(
+        "<h3>Pixels</h3>"
+        "<p>The same lines in all three; intervals are over images, from five on.</p>"
+        + table.matrix(table.PIXELS, large["pixels"]["sets"])
     )
+    kinds = {
+        "crop_spaces": f"{crops['of_each_image']:,} random crops of {crops['size_px']} px of each "
+        "image against the real crops at the same positions; the real column are crops at other "
+        "positions of the same regions. Crops overlap: intervals are too narrow for few images.",
+        "whole_spaces": "Whole images, resized by the network's own rule.",
+    }
+    for key, intro in kinds.items():
+        for space in large.get(key, {}).values():
+            title = {"crop_spaces": "Crop-", "whole_spaces": "Whole images: "}[key]
+            parts.append(
+                f"<h3>{title}{escape(space['title'])}</h3><p>{intro}</p>"
+                + table.warnings_list(space["warnings"])
+                + table.matrix(table.SETS, space["sets"], title=title + space["title"])
+            )
+    return section("Large images: numbers", "", "".join(parts))
 
 
-def _pairs(pairs: Sequence[Pair], count: int) -> str:
-    def card(pair: Pair) -> str:
-        numbers = {"sample": pair.similarity, "nearest": pair.nearest_similarity}
-        return (
-            f'<div class="pair">{_image(pair.real, "real")}{_image(pair.sample, "sample")}'
-            f"{_image(pair.nearest, 'nearest training patch')}<span>no. {pair.index}</span>"
-            f"<span><b>{shown(numbers, 'sample', digits=2)}</b></span>"
-            f"<span>{shown(numbers, 'nearest', digits=2)}</span></div>\n"
-        )
-
-    return section(
-        "Patches",
-        "Left to right: a <b>real</b> held-out patch, the <b>sample</b> generated from its "
-        "embedding and the <b>nearest training patch</b>. Below the last two, the similarity to "
-        f"the embedding asked for. These {len(pairs)} of {count} are evenly spaced through the "
-        "held-out set, not chosen.",
-        f'<div class="pairs">{"".join(card(pair) for pair in pairs)}</div>',
-    )
-
-
-def _numbers(report: Mapping[str, Any]) -> str:
-    lines, current = [], None
-    for row in ROWS:
-        if not row.present(report):
-            continue
-        if row.section != current:
-            current = row.section
-            title = f"{TITLES[current]} {_sizes(current, report[current])}"
-            lines.append(f'<tr class="section"><td colspan="4">{title}</td></tr>')
-        controls = "".join(
-            f"<dt>{escape(label)}</dt><dd>{value}</dd>"
-            for label, value in row.control_values(report)
-        )
-        lines.append(
-            f'<tr><td>{escape(row.label)}</td><td class="value">{row.value(report)}</td>'
-            f'<td class="controls"><dl>{controls}</dl></td><td>{escape(row.meaning)}</td></tr>'
-        )
-    return section(
-        "Numbers",
-        "Each beside what it has to be compared with. ± is one standard error over the images; it "
-        "does not hold the luck of a training run.",
-        "<table><thead><tr><th>Measure</th><th>Value</th><th>Controls</th><th>What it says</th>"
-        "</tr></thead>\n<tbody>" + "\n".join(lines) + "</tbody></table>",
-    )
-
-
-def _sizes(section: str, numbers: Mapping[str, Any]) -> str:
-    """How many images a section's numbers rest on."""
-    if section == "patch":
-        text = (
-            f"{numbers['count']} samples; FD of {numbers['fd_n']} images to "
-            f"{numbers['fd_train_n']:,} training patches in {numbers['fd_dimension']} dimensions"
-        )
-    elif section == "large_image":
-        text = f"{numbers['count']} cells"
-    elif section == "encoder":
-        text = f"{numbers['count']} patches, {numbers['draws']} views of each"
-    elif section == "autoencoder":
-        text = f"{numbers['count']} patches"
-    else:
-        return ""
-    return f'<span class="soft">{text}</span>'
+def _models(report: Mapping[str, Any]) -> str:
+    parts = []
+    if numbers := report.get("encoder"):
+        sets = {
+            "trained": {"retrieval_at_1": numbers["retrieval_at_1"]},
+            "random": {"retrieval_at_1": numbers["random_init_retrieval_at_1"]},
+            "colour": {"retrieval_at_1": numbers["colour_retrieval_at_1"]},
+            "chance": {"retrieval_at_1": numbers["chance"]},
+        }
+        columns = {
+            "trained": "Trained encoder",
+            "random": "Same network, random weights",
+            "colour": "Nearest in colour",
+            "chance": "Guessing",
+        }
+        parts.append(table.matrix(table.ENCODER, sets, columns))
+    if numbers := report.get("autoencoder"):
+        sets = {
+            "trained": {"psnr": numbers["psnr_db"]},
+            "flat": {"psnr": numbers["psnr_mean_colour_db"]},
+        }
+        columns = {"trained": "Autoencoder", "flat": "Each patch as its mean colour"}
+        parts.append(table.matrix(table.AUTOENCODER, sets, columns))
+    train = report.get("train", {})
+    if "held_out_loss" in train:
+        sets = {
+            "right": {"loss": train["held_out_loss"]},
+            "shuffled": {"loss": train.get("held_out_shuffled")},
+            "dropped": {"loss": train.get("held_out_dropped")},
+        }
+        columns = {
+            "right": "Its own embedding",
+            "shuffled": "Another patch's embedding",
+            "dropped": "No embedding",
+        }
+        parts.append(table.matrix(table.TRAIN, sets, columns))
+    return section("Encoder, autoencoder, denoiser", "", "".join(parts)) if parts else ""
 
 
 def _training(train: Mapping[str, Any], loss_png: bytes) -> str:
@@ -195,6 +210,31 @@ def _training(train: Mapping[str, Any], loss_png: bytes) -> str:
         f"{train['steps']:,} steps{speed}; final loss {train['final_loss']:.4f}.",
         f'<img class="loss" alt="training loss over the step" src="{data_url(loss_png)}">',
     )
+
+
+def _pinned(pinned: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in _flat(pinned)
+    )
+    return section(
+        "Pinned",
+        "What moves these numbers. To compare with them, keep all of it: another count, resize "
+        "filter or file format alone changes a Frechet distance.",
+        f'<div class="wide"><table class="run pinned">{rows}</table></div>',
+    )
+
+
+def _flat(tree: Any, path: str = "") -> list[tuple[str, str]]:
+    """(path, value) of every leaf, without those that are None."""
+    if isinstance(tree, Mapping):
+        return [
+            pair
+            for name, value in tree.items()
+            for pair in _flat(value, f"{path} › {name}" if path else str(name))
+        ]
+    if isinstance(tree, (list, tuple)):
+        tree = ", ".join(map(str, tree))
+    return [] if tree is None else [(path, str(tree))]
 
 
 def _run(report: Mapping[str, Any]) -> str:
@@ -209,17 +249,29 @@ def _run(report: Mapping[str, Any]) -> str:
 
 def _limits(report: Mapping[str, Any]) -> str:
     points = [
-        "The encoder that conditions the generator also judges it. Similarity, retrieval and FD "
-        "(project encoder) could be won by images that please the encoder and not the eye: look at "
-        "the pictures too.",
-        "FD (project encoder) is not the FID: compare it only with other values on this page.",
-        "Held-out patches come from regions that no training patch touches, but from the same "
-        "slides: nothing here speaks for another slide, laboratory or scanner.",
-        "One training run: the standard errors tell how the numbers would move with other patches, "
-        "not with another run.",
+        "FD is the FID only where its name says so: with the Inception network whose weights are "
+        "pinned above. FD (project encoder) compares with other values on this page alone.",
+        "One training run: the intervals tell how the numbers would move with other images, not "
+        "with another run.",
         "These images are for research into generative models, not for diagnosis.",
     ]
-    if "patch" in report:
+    spaces = report.get("patch", {}).get("spaces", {}) or report.get("large_image", {}).get(
+        "cells", {}
+    )
+    if "judge" not in spaces:
+        points.insert(
+            0,
+            "The encoder that conditions the generator also judges it. Similarity, retrieval and "
+            "FD (project encoder) could be won by images that please the encoder and not the eye: "
+            "look at the pictures too.",
+        )
+    if not report.get("pinned", {}).get("records", {}).get("unseen"):
+        points.insert(
+            1,
+            "Held-out patches come from regions that no training patch touches, but may be of the "
+            "same slides: nothing here speaks for another slide, laboratory or scanner.",
+        )
+    if "copying" in report:
         points.insert(
             2,
             "Copying the nearest training patch scores high on every measure that uses an "
@@ -230,10 +282,7 @@ def _limits(report: Mapping[str, Any]) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
+    if not settings:
+        return ""
     blocks = "".join(details(name, value) for name, value in settings.items())
     return section("Settings", "Everything that was set, as the commands recorded it.", blocks)
-
-
-def _image(pixels: UInt8[np.ndarray, "h w 3"], alt: str) -> str:
-    height, width = pixels.shape[:2]
-    return image(png_bytes(pixels), alt, width, height)

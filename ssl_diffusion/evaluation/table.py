@@ -1,190 +1,185 @@
-"""The rows of the report's table: every number with its controls and one plain sentence."""
+"""The tables of the report: a line for each measure, a column for each set of images."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
+
+NOTHING = "\N{EN DASH}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One line: `key` and the keys in `controls` (label -> key) are fields of section `section`."""
+class Measure:
+    """What a number is called and what it says, in one sentence; `unit` follows the number."""
 
-    section: str
-    key: str
     label: str
-    controls: Mapping[str, str]
     meaning: str
     unit: str = ""
 
-    def present(self, report: Mapping[str, Any]) -> bool:
-        """Whether the report holds this number."""
-        return report.get(self.section, {}).get(self.key) is not None
 
-    def value(self, report: Mapping[str, Any]) -> str:
-        """The number as printed."""
-        return shown(report[self.section], self.key, self.unit)
-
-    def control_values(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """(label, number as printed) of the controls that the report holds."""
-        section = report[self.section]
-        return [
-            (label, shown(section, key, self.unit))
-            for label, key in self.controls.items()
-            if section.get(key) is not None
-        ]
-
-
-TITLES = {
-    "patch": "Patches",
-    "copying": "Copying",
-    "large_image": "Large image",
-    "autoencoder": "Autoencoder",
-    "encoder": "Encoder",
-    "train": "Training",
+# Set of images -> how its column is headed. The first that a section has is what is judged.
+COLUMNS = {
+    "samples": "Samples",
+    "samples_equal": "As many samples as real",
+    "stitched": "Stitched",
+    "real": "Real, held out",
+    "reconstructions": "Autoencoder (ceiling)",
+    "reconstruction": "Autoencoder (ceiling)",
+    "nearest_train": "Nearest training patch, copied",
+    "copies": "Training patches through the autoencoder",
+    "shuffled": "Another embedding asked for",
+    "noise": "Pixel noise",
 }
 
-ROWS = (
-    Row(
-        "patch",
-        "similarity",
+SETS = {
+    "similarity": Measure(
         "Similarity to the embedding asked for",
-        {
-            "another patch asked for": "similarity_shuffled",
-            "autoencoder (ceiling)": "similarity_reconstructions",
-            "nearest training patch, copied": "nearest_train_similarity",
-        },
-        "The sample is embedded again and compared with the embedding it was made from: 1 is the "
+        "The image is embedded again and compared with the embedding it was made from: 1 is the "
         "same direction, 0 unrelated (cosine, after subtracting the mean training embedding).",
     ),
-    Row(
-        "patch",
-        "retrieval_at_1",
+    "retrieval_at_1": Measure(
         "Finds its own patch (retrieval@1)",
-        {
-            "another patch asked for": "retrieval_at_1_shuffled",
-            "guessing": "chance",
-            "autoencoder (ceiling)": "retrieval_at_1_reconstructions",
-            "nearest training patch, copied": "nearest_train_retrieval_at_1",
-        },
-        "How often the patch that was asked for is the most similar of all held-out patches.",
+        "How often the patch that was asked for is the most similar of all.",
     ),
-    Row(
-        "patch",
-        "fd_samples",
-        "FD (project encoder)",
-        {
-            "real held-out patches (floor)": "fd_real_real",
-            "autoencoder": "fd_reconstructions",
-            "nearest training patches, copied": "fd_nearest_train",
-            "pixel noise": "fd_noise",
-        },
-        "Frechet distance from this set of images to the training patches; lower is closer. All "
-        "values are of equally many images, since few images raise it. It is not the FID.",
+    "fd": Measure(
+        "{title}",
+        "Frechet distance to the reference set; lower is closer. Few images raise it: compare "
+        "values of equally many.",
     ),
-    Row(
-        "copying",
-        "sample_distance",
-        "Distance to the nearest training patch",
-        {
-            "real held-out patches": "real_distance",
-            "training patches through the autoencoder": "copy_distance",
-        },
-        "A model that copies makes patches nearer to the training set than new real patches are, "
-        "close to the value of a copy (1 \N{MINUS SIGN} cosine).",
+    "kid": Measure(
+        "Kernel distance (KID)",
+        "Squared maximum mean discrepancy with a cubic kernel, unbiased whatever the number of "
+        "images; 0 is the same distribution, and by chance below 0.",
     ),
-    Row(
-        "copying",
-        "closer_than_real",
-        "Suspiciously near to a training patch",
-        {"real held-out patches, by definition": "closer_than_real_control"},
-        "Share of samples nearer to a training patch than all but the nearest 5 % of real held-out "
-        "patches are.",
+    "precision": Measure(
+        "Precision", "Share of images that lie where reference images are: realistic ones."
     ),
-    Row(
-        "large_image",
-        "similarity",
-        "Similarity, grid cell by grid cell",
-        {
-            "another cell asked for": "similarity_shuffled",
-            "autoencoder (ceiling)": "similarity_reconstruction",
-        },
-        "Each cell of the stitched image is embedded again and compared with the real cell there.",
+    "recall": Measure(
+        "Recall", "Share of reference images that lie where images of the set are: the variety."
     ),
-    Row(
-        "large_image",
-        "retrieval_at_1",
-        "Finds its own cell (retrieval@1)",
-        {
-            "another cell asked for": "retrieval_at_1_shuffled",
-            "guessing": "chance",
-            "autoencoder (ceiling)": "retrieval_at_1_reconstruction",
-        },
-        "How often the real cell at the same place is the most similar of all cells.",
+    "density": Measure(
+        "Density",
+        "In how many neighbourhoods of reference images an image lies, over what is expected: "
+        "precision that an outlier in the reference does not raise. 1 is as the reference.",
     ),
-    Row(
-        "large_image",
-        "seam",
+    "coverage": Measure(
+        "Coverage", "Share of reference images with an image of the set in their neighbourhood."
+    ),
+}
+PIXELS = {
+    "seam": Measure(
         "Seam",
-        {"real region, same lines": "seam_real", "autoencoder, same lines": "seam_reconstruction"},
         "Mean step between pixels across the borders of windows and cells, over the mean step "
         "elsewhere. A seam shows where it exceeds the real region's, which need not be 1: a "
         "slide's own JPEG blocks (8 px) may lie on the same lines.",
     ),
-    Row(
-        "large_image",
-        "seam_in_phase",
+    "seam_in_phase": Measure(
         "Seam, in phase with 8 px",
-        {
-            "real region, same lines": "seam_in_phase_real",
-            "autoencoder, same lines": "seam_in_phase_reconstruction",
-        },
         "The same, but compared only with the other lines at multiples of 8 px, so that JPEG "
         "blocks and the decoder's own pattern cancel: 1 is no seam.",
     ),
-    Row(
-        "large_image",
-        "sharpness",
+    "sharpness": Measure(
         "Sharpness",
-        {"autoencoder": "sharpness_reconstruction"},
         "Mean step between neighbouring pixels over that of the real region: below 1 is blurred, "
         "above 1 is noisy.",
     ),
-    Row(
-        "autoencoder",
-        "psnr_db",
-        "Reconstruction of held-out patches",
-        {"each patch as its mean colour": "psnr_mean_colour_db"},
-        "Peak signal-to-noise ratio; what the autoencoder loses no sampler can bring back.",
-        unit="dB",
+}
+COPYING = {
+    "distance": Measure(
+        "Distance to the nearest training patch",
+        "A model that copies makes patches nearer to the training set than new real patches are, "
+        "close to the value of a copy (1 \N{MINUS SIGN} cosine).",
     ),
-    Row(
-        "encoder",
-        "retrieval_at_1",
+    "ratio": Measure(
+        "The same, over that of real held-out patches",
+        "1 where samples are as far from the training set as new real patches, 0 for a copier.",
+    ),
+    "closer": Measure(
+        "Suspiciously near to a training patch",
+        "Share nearer to a training patch than all but the nearest 5 % of real held-out patches.",
+    ),
+    "flagged": Measure(
+        "Flagged as copies",
+        "Share whose pixels are those of a training patch, also flipped, turned or shifted. The "
+        "threshold was set on one half of the real held-out patches; their column is the other.",
+    ),
+}
+ENCODER = {
+    "retrieval_at_1": Measure(
         "Recognises an altered patch (retrieval@1)",
-        {
-            "same network, random weights": "random_init_retrieval_at_1",
-            "nearest in colour": "colour_retrieval_at_1",
-            "guessing": "chance",
-        },
         "Held-out patches, strongly cropped, turned, recoloured and blurred, look for themselves "
         "among the unaltered ones: tells whether the embedding holds tissue rather than stain.",
-    ),
-    Row(
-        "train",
-        "held_out_loss",
+    )
+}
+AUTOENCODER = {
+    "psnr": Measure(
+        "Reconstruction of held-out patches",
+        "Peak signal-to-noise ratio; what the autoencoder loses no sampler can bring back.",
+        unit="dB",
+    )
+}
+TRAIN = {
+    "loss": Measure(
         "Denoising loss, held-out patches",
-        {"no embedding": "held_out_dropped", "another patch's embedding": "held_out_shuffled"},
         "How well the network removes noise; lower is better. The right embedding has to help.",
-    ),
-)
+    )
+}
 
 
-def shown(numbers: Mapping[str, Any], key: str, unit: str = "", digits: int | None = None) -> str:
-    """A number as printed: three decimals (one for dB), with its standard error where known."""
-    if digits is None:
-        digits = 1 if unit == "dB" else 3
-    text = f"{numbers[key]:.{digits}f}"
-    if numbers.get(f"{key}_se") is not None:
-        text += f" ± {numbers[f'{key}_se']:.{digits}f}"
+def matrix(
+    measures: Mapping[str, Measure],
+    sets: Mapping[str, Mapping[str, Any]],
+    columns: Mapping[str, str] = COLUMNS,
+    **names: str,
+) -> str:
+    """A table: a line for each measure that a set has, sets in the order of `columns`.
+
+    `sets` are {set: {measure: number or {"value", "low", "high"}}}; `names` fill in labels. The
+    first set is emphasised.
+    """
+    shown_sets = [name for name in columns if name in sets]
+    head = "".join(f"<th>{escape(columns[name])}</th>" for name in shown_sets)
+    lines = []
+    for key, measure in measures.items():
+        if not any(sets[name].get(key) is not None for name in shown_sets):
+            continue
+        cells = "".join(
+            f'<td class="{"value" if column == 0 else "control"}">'
+            f"{cell(sets[name].get(key), measure.unit)}</td>"
+            for column, name in enumerate(shown_sets)
+        )
+        label = escape(measure.label.format(**names))
+        lines.append(
+            f"<tr><td>{label}<br><span class=soft>{escape(measure.meaning)}</span></td>{cells}</tr>"
+        )
+    return (
+        f'<div class="wide"><table class="matrix"><thead><tr><th>Measure</th>{head}</tr></thead>\n'
+        "<tbody>" + "\n".join(lines) + "</tbody></table></div>\n"
+    )
+
+
+def cell(estimate: Mapping[str, Any] | float | None, unit: str = "") -> str:
+    """A number and, on a line below it, its interval."""
+    if estimate is None:
+        return NOTHING
+    text = shown(estimate, unit)
+    if isinstance(estimate, Mapping) and estimate.get("low") is not None:
+        low, high = (shown(estimate[end]) for end in ("low", "high"))
+        text += f"<br><span class=soft>{low} to {high}</span>"
+    return text
+
+
+def shown(estimate: Mapping[str, Any] | float | None, unit: str = "") -> str:
+    """A number as printed, with three digits that count; a dash for none."""
+    value = estimate["value"] if isinstance(estimate, Mapping) else estimate
+    if value is None:
+        return NOTHING
+    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     text = text.replace("-", "\N{MINUS SIGN}")
     return f"{text} {unit}" if unit else text
+
+
+def warnings_list(warnings: Sequence[str]) -> str:
+    """Warnings as they stand at the top of the numbers they concern."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in warnings)
+    return f'<ul class="warnings">{items}</ul>\n' if items else ""

@@ -80,7 +80,7 @@ class Task(Protocol):
     def picture(self, params: PyTree) -> np.ndarray | None:
         """A sheet that shows how far training is, uint8 [h, w, 3]: the same examples each time."""
 
-    def measure(self, params: PyTree) -> dict[str, int | float]:
+    def measure(self, params: PyTree) -> dict[str, Any]:
         """Held-out figures, taken once at the end."""
 
     def export(self, params: PyTree, folder: Path, trained: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ class AutoencoderTask(Task):
         images = self.records.source("test", ("image",)).spread(PICTURED)["image"]
         return pair_sheet(images, self._reconstruct(params, images), columns=4)
 
-    def measure(self, params: PyTree) -> dict[str, int | float]:
+    def measure(self, params: PyTree) -> dict[str, Any]:
         images = self.records.source("test", ("image",)).spread(MEASURED)["image"]
         return autoencoder_numbers(images, self._reconstruct(params, images))
 

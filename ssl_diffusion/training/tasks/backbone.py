@@ -28,7 +28,7 @@ def build_backbone(config: ConfigDict) -> ViT:
 
 def measure_backbone(
     network: ViT, params: PyTree, config: ConfigDict, records: Records
-) -> dict[str, int | float]:
+) -> dict[str, Any]:
     """Whether held-out patches find themselves after `config.model.judged_by`, with controls."""
     images = records.source("test", ("image",)).spread(MEASURED)["image"]
     encoder = SSLEncoder(network, params, backbone_spec(network, config, {}))

@@ -83,7 +83,7 @@ class EncoderTask(Task):
     def picture(self, params: PyTree) -> None:
         return None
 
-    def measure(self, params: PyTree) -> dict[str, int | float]:
+    def measure(self, params: PyTree) -> dict[str, Any]:
         return measure_backbone(self.encoder, params["encoder"], self.config, self.records)
 
     def export(self, params: PyTree, folder: Path, trained: dict[str, Any]) -> None:

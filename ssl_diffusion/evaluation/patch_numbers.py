@@ -1,0 +1,70 @@
+"""The numbers of sets of patches in one feature space, with their controls.
+
+Against the training patches as a set: Frechet and kernel distance, precision, recall, density,
+coverage. Where every sample was asked for one held-out patch: similarity to it, and retrieval.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from ssl_diffusion.evaluation.agreement import Agreement, agreement
+from ssl_diffusion.evaluation.set_measures import set_numbers
+from ssl_diffusion.evaluation.spaces import Space
+
+SEED = 0  # of intervals
+SMALL = 512  # dimensions up to which one thread is as fast as several
+SET_MEASURES = ("fd", "kid", "precision", "recall", "density", "coverage")
+PAIRED = ("samples", "reconstructions", "nearest_train", "noise")  # what is asked for a patch
+
+
+def compare_sets(
+    space: Space, sets: Mapping[str, Float[np.ndarray, "_ d"]], reference: Float[np.ndarray, "r d"]
+) -> dict[str, Any]:
+    """Each set against the reference, in one space.
+
+    Returns {"title", "dimension", "reference_n", "warnings", "sets": {name: {"n", "fd", ...}}};
+    every measure is {"value", "low", "high"}. The warnings are those of the first set.
+    """
+    section: dict[str, Any] = {
+        "title": space.title,
+        "dimension": reference.shape[1],
+        "reference_n": len(reference),
+        "warnings": [],
+        "sets": {},
+    }
+    for name, features in tqdm(sets.items(), desc=f"{space.title}: distances", unit="set"):
+        # On cores that others use too, BLAS threads wait for each other: 40 times as long.
+        with threadpool_limits(1 if reference.shape[1] <= SMALL else None, "blas"):
+            numbers = set_numbers(features, reference, seed=SEED)
+        section["warnings"] = section["warnings"] or numbers["warnings"]
+        section["sets"][name] = {"n": len(features)} | {
+            measure: numbers[measure] for measure in SET_MEASURES if measure in numbers
+        }
+    return section
+
+
+def add_agreement(
+    section: dict[str, Any],
+    sets: Mapping[str, Float[np.ndarray, "n d"]],
+    gallery: Float[np.ndarray, "m d"],
+    wanted: Int[np.ndarray, " n"],
+    centre: Float[np.ndarray, " d"],
+) -> Agreement:
+    """Adds similarity and retrieval to a section of `compare_sets`; returns those of the samples.
+
+    Image i of every set was asked for gallery[wanted[i]], a real held-out patch. "shuffled" is the
+    exact control: the samples, had each been asked for another patch.
+    """
+    found = {
+        name: agreement(sets[name], gallery, wanted, centre) for name in PAIRED if name in sets
+    }
+    for name, one in found.items():
+        section["sets"][name] |= one.numbers()
+    section["sets"]["shuffled"] = {"n": len(wanted)} | found["samples"].shuffled_numbers()
+    section["chance"] = 1 / len(gallery)
+    return found["samples"]

@@ -1,0 +1,89 @@
+"""Samples of held-out patches that a command makes for itself, kept while it goes.
+
+The folder is one of `ssl_diffusion.sample`. A run that was killed goes on where it stopped, and a
+finished folder is used again, as long as model, records and settings are the same.
+"""
+
+import dataclasses
+import json
+import logging
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from ssl_diffusion.data.records import Records
+from ssl_diffusion.diffusion.sampling import read_sampling
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.files import read_json, remove, replacing, write_json
+from ssl_diffusion.sample import check_embedding, index_batches, sample
+from ssl_diffusion.weights.model import Model
+
+BATCH = 32  # patches denoised at once
+STARTED, FINISHED = "unfinished.json", "samples.json"
+
+
+def sample_held_out(
+    model: Model, records: Records, count: int, folder: Path, *, split: str = "test", seed: int = 0
+) -> None:
+    """Samples the first `count` patches of a split (0: all) into `folder`, as the model says.
+
+    Raises InputError for more than the split has, and for embeddings that the model does not take.
+    """
+    source = records.source(split, ("embedding",))
+    if count > len(source):
+        raise InputError(f"--count={count}; split {split!r} has {len(source)} patches")
+    check_embedding(source, model)
+    count = count or len(source)
+    sampling = read_sampling(dict(model.spec["sampling"]))
+    settings: dict[str, Any] = {
+        "model_sha256": model.sha256,
+        "recipe": records.metadata["recipe"],
+        "split": split,
+        "count": count,
+        "indices": list(range(count)),
+        **dataclasses.asdict(sampling),
+        "seed": seed,
+        "precision": "float32",
+        "batch": BATCH,
+    }
+    settings = json.loads(json.dumps(settings))  # as it is read again: tuples are lists
+    if _is(folder / FINISHED, settings):
+        logging.info("samples of an earlier run: %s", folder)
+        return
+    if not _is(folder / STARTED, settings):
+        remove(folder)
+        write_json(folder / STARTED, settings)
+    start = time.perf_counter()
+    plan = sampling.plan(model.schedule)
+    denoisers = sampling.denoisers(model.schedule, plan, model.denoiser)
+    with tqdm(total=count, desc="samples", unit="patch") as bar:
+        for indices in index_batches(count, BATCH):
+            files = {int(i): folder / "patches" / f"{i:05d}.png" for i in indices}
+            if not all(file.is_file() for file in files.values()):
+                embedding = np.stack([source[int(index)]["embedding"] for index in indices])
+                progress = partial(tqdm, desc="steps", unit="step", leave=False)
+                images = sample(model, plan, denoisers, embedding, indices, seed, progress)
+                for index, image in zip(indices, images, strict=True):
+                    _write_image(files[int(index)], image)
+            bar.update(len(files))
+    write_json(folder / FINISHED, settings | {"seconds": time.perf_counter() - start})
+    (folder / STARTED).unlink()
+
+
+def _write_image(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
+    with replacing(path) as temporary:
+        Image.fromarray(image).save(temporary)
+
+
+def _is(file: Path, settings: dict[str, Any]) -> bool:
+    """Whether the file holds these settings, and maybe more."""
+    if not file.is_file():
+        return False
+    found = read_json(file, "settings of samples")
+    return isinstance(found, dict) and found | settings == found

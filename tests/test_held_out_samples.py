@@ -1,0 +1,82 @@
+"""Samples that evaluate makes itself: kept, gone on with, used again; the spaces it judges in."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssl_diffusion import demo, held_out_samples
+from ssl_diffusion.data.records import open_records
+from ssl_diffusion.errors import InputError
+from ssl_diffusion.evaluation import inputs, judging
+from ssl_diffusion.held_out_samples import sample_held_out
+from ssl_diffusion.weights.encoder import load_encoder
+from ssl_diffusion.weights.model import load_model
+
+
+@pytest.fixture(scope="module")
+def model(run_dir):
+    return load_model(run_dir / "model")
+
+
+def pixels(folder):
+    return {file.name: np.asarray(Image.open(file)) for file in (folder / "patches").iterdir()}
+
+
+def test_samples_are_made_once_and_a_killed_run_goes_on(model, records_dir, tmp_path, monkeypatch):
+    records, folder = open_records(records_dir), tmp_path / "samples"
+    monkeypatch.setattr(held_out_samples, "BATCH", 2)
+    sample_held_out(model, records, 4, folder)
+    whole = pixels(folder)
+    indices, images, settings = inputs.read_samples(folder, records.count("test"), 64)
+    np.testing.assert_array_equal(indices, [0, 1, 2, 3])
+    assert (settings["model_sha256"], settings["seed"]) == (model.sha256, 0)
+    np.testing.assert_array_equal(images[2], whole["00002.png"])
+
+    # As if it had been killed in the second batch: only that is made again.
+    started = {name: value for name, value in settings.items() if name != "seconds"}
+    (folder / "unfinished.json").write_text(json.dumps(started))
+    (folder / "samples.json").unlink()
+    (folder / "patches" / "00003.png").unlink()
+    made = []
+    real = held_out_samples.sample
+    monkeypatch.setattr(
+        held_out_samples, "sample", lambda *args: made.append(args[4].tolist()) or real(*args)
+    )
+    sample_held_out(model, records, 4, folder)
+    assert made == [[2, 3]] and not (folder / "unfinished.json").exists()
+    np.testing.assert_array_equal(pixels(folder)["00003.png"], whole["00003.png"])
+    sample_held_out(model, records, 4, folder)
+    assert len(made) == 1
+    sample_held_out(model, records, 2, folder, seed=1)  # other settings: all anew
+    assert len(made) == 2 and len(pixels(folder)) == 2
+    with pytest.raises(InputError, match="--count=9999"):
+        sample_held_out(model, records, 9999, folder)
+
+
+def test_the_judge_is_another_encoder_and_names_are_distinct(tmp_path):
+    own = judging.conditioning_space(load_encoder(demo.ENCODER), demo.resolve(demo.ENCODER))
+    shutil.copytree(demo.resolve(demo.ENCODER), tmp_path / "copied")
+    with pytest.raises(InputError, match="not independent"):
+        judging.further_spaces(own, str(tmp_path / "copied"), [], None)
+    # As a network it may stand beside itself, without the resize that only Inception takes.
+    found = judging.further_spaces(own, "none", [str(tmp_path / "copied")], "clean")
+    assert [space.name for space in found] == ["copied"]
+    with pytest.raises(InputError, match="comes twice"):
+        judging.further_spaces(own, "none", [str(tmp_path / "copied")] * 2, None)
+    with pytest.raises(InputError, match="comes twice, or is taken"):
+        judging.further_spaces(own, "none", [demo.ENCODER], None)
+    with pytest.raises(InputError, match="kind 'autoencoder'"):
+        judging.further_spaces(own, demo.AUTOENCODER, [], None)
+
+
+def test_the_demos_judge_is_for_records_of_the_demos_split(records_dir, monkeypatch, tmp_path):
+    records = open_records(records_dir)
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "weights.safetensors").write_bytes(b"")
+    monkeypatch.setattr(demo, "JUDGE", str(tmp_path / "judge"))
+    assert judging.default_judge(records) == str(tmp_path / "judge")
+    records.metadata["split_sha256"] = "another"
+    assert judging.default_judge(records) == judging.NO_JUDGE
