@@ -14,7 +14,6 @@ from jaxtyping import Float, Float64
 from scipy.linalg.lapack import dpstrf
 
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.evaluation.intervals import half_samples
 
 ROWS = 4096  # of embeddings that are in float64 at a time
 
@@ -105,13 +104,3 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(between @ between.T), 0)).sum()
     spread = np.trace(first.covariance) + np.trace(second.covariance)
     return float(max(shift @ shift + spread - 2 * cross, 0.0))
-
-
-def frechet_standard_error(embeddings: Float[np.ndarray, "n d"], reference: Moments) -> float:
-    """Standard error of frechet_distance(embeddings, reference) over the embeddings.
-
-    The spread over halves of them, see intervals.py; the reference is taken as it is.
-    """
-    halves = half_samples(len(embeddings))
-    distances = [frechet_distance(Moments.of(embeddings[half]), reference) for half in halves]
-    return float(np.std(distances, ddof=1))
