@@ -5,12 +5,12 @@ have at a shift, so that neither stain nor brightness counts (Lewis 1995; the ma
 Padfield 2012, eq. 5 to 7, whose masks are rectangles here). One FFT gives all shifts.
 """
 
-from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Complex, Float, Int, UInt8
 
 PAIRS = 16  # compared at a time: one compiled size
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -47,9 +47,10 @@ def _best(first: Array, second: Array) -> Float[Array, " n"]:
         variant[:, ::dy, ::dx] for variant in (first, turned) for dy in (1, -1) for dx in (1, -1)
     ]
     weight = jnp.sqrt(_overlap(first.shape[-1]))
+    known = _side(second)
 
     def evidence(variant: Array) -> Array:
-        found = jnp.minimum(correlations(variant, second), CEILING)
+        found = jnp.minimum(_correlations(_side(variant), known), CEILING)
         return jnp.tanh((jnp.arctanh(found) * weight).max(axis=(1, 2)))
 
     return jax.lax.map(evidence, jnp.stack(variants)).max(axis=0)
@@ -77,22 +78,43 @@ def correlations(
 
     Shift [p//2 + dy, p//2 + dx] lays first[y, x] on second[y + dy, x + dx].
     """
-    size = first.shape[-1]
-    half = size // 2
-    # From 0, sums of squares lose less to rounding.
-    first, second = (x - x.mean(axis=(1, 2), keepdims=True) for x in (first, second))
-    shift = jnp.arange(-half, half + 1)
-    span = 2 * size  # no shift wraps around into another
-    spectrum = jnp.conj(jnp.fft.rfft2(first, (span, span))) * jnp.fft.rfft2(second, (span, span))
-    products = jnp.fft.irfft2(spectrum, (span, span))[:, shift % span][:, :, shift % span]
+    return _correlations(_side(first), _side(second))
+
+
+class _Side(NamedTuple):
+    """What is known of patches before a partner is: of their own pixels, at each shift."""
+
+    patches: Float[Array, "n p p"]
+    spectrum: Complex[Array, "n f g"]
+    mean: Float[Array, "n s s"]
+    variance: Float[Array, "n s s"]
+
+
+def _side(patches: Float[Array, "n p p"]) -> _Side:
+    size = patches.shape[-1]
+    shift, span = _shifts(size)
+    patches = patches - patches.mean(axis=(1, 2), keepdims=True)  # squares lose less to rounding
     count = _overlap(size) * size**2
-    sums = partial(_overlap_sums, shift=shift)
-    mean_second, mean_first = sums(second) / count, sums(first)[:, ::-1, ::-1] / count
-    variance_second = sums(second**2) / count - mean_second**2
-    variance_first = sums(first**2)[:, ::-1, ::-1] / count - mean_first**2
-    covariance = products / count - mean_first * mean_second
-    textured = (variance_first > FLAT**2) & (variance_second > FLAT**2)
-    scale = jnp.sqrt(jnp.where(textured, variance_first * variance_second, 1))
+    mean = _overlap_sums(patches, shift) / count
+    variance = _overlap_sums(patches**2, shift) / count - mean**2
+    return _Side(patches, jnp.fft.rfft2(patches, (span, span)), mean, variance)
+
+
+def _shifts(size: int) -> tuple[Int[Array, " s"], int]:
+    """All shifts, and the side of an FFT in which none of them wraps around into another."""
+    half = size // 2
+    return jnp.arange(-half, half + 1), size + half + half % 2
+
+
+def _correlations(first: _Side, second: _Side) -> Float[Array, "n s s"]:
+    size = first.patches.shape[-1]
+    shift, span = _shifts(size)
+    spectrum = jnp.conj(first.spectrum) * second.spectrum
+    products = jnp.fft.irfft2(spectrum, (span, span))[:, shift % span][:, :, shift % span]
+    mean, variance = (of[:, ::-1, ::-1] for of in (first.mean, first.variance))
+    covariance = products / (_overlap(size) * size**2) - mean * second.mean
+    textured = (variance > FLAT**2) & (second.variance > FLAT**2)
+    scale = jnp.sqrt(jnp.where(textured, variance * second.variance, 1))
     return jnp.where(textured, covariance / scale, 0)
 
 
