@@ -12,6 +12,7 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import stats
 
 DRAWS = 1000
 HALVES = 40  # draws; a standard error of so many is itself known to 11 %
@@ -54,6 +55,40 @@ class Estimate:
             return cls(float(value), None, None)
         low, high = value - 1.96 * error, value + 1.96 * error
         return cls(float(value), float(max(low, lowest)), float(min(high, highest)))
+
+    @classmethod
+    def over_seeds(
+        cls,
+        of_seeds: Float[np.ndarray, " seeds"],
+        draws: Float[np.ndarray, " draws"],
+        units: int,
+        lowest: float = -np.inf,
+        highest: float = np.inf,
+    ) -> "Estimate":
+        """The mean over a few trainings, each tested on the same few slides.
+
+        Args:
+          of_seeds: the value of each training.
+          draws: of the mean over trainings, bootstrapped over the slides (patches, blocks) that
+            were tested; draws that are NaN are not.
+          units: how many of these there are.
+          lowest, highest: that are possible.
+
+        Variances of both kinds of luck add up; so few trainings and slides know their own spread
+        badly, for which a t interval is wider than a bootstrap's (degrees of freedom of Welch 1947
+        and Satterthwaite 1946). A single training tells nothing of the luck of trainings.
+        """
+        value, trainings = float(of_seeds.mean()), len(of_seeds)
+        draws = draws[np.isfinite(draws)]
+        tested = draws.var(ddof=1) * units / (units - 1) if len(draws) > 1 and units > 1 else 0.0
+        trained = of_seeds.var(ddof=1) / trainings if trainings > 1 else 0.0
+        if not np.isfinite(value) or tested + trained == 0:
+            return cls(value, None, None)
+        freedom = (tested + trained) ** 2 / (
+            tested**2 / max(units - 1, 1) + trained**2 / max(trainings - 1, 1)
+        )
+        half = stats.t.ppf((1 + COVERED) / 2, freedom) * np.sqrt(tested + trained)
+        return cls(value, float(max(value - half, lowest)), float(min(value + half, highest)))
 
 
 def bootstrap_mean(values: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
