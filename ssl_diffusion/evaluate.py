@@ -27,11 +27,12 @@ from ssl_diffusion.encoders.features import RESIZES
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation import checks, inputs, judging, measures
 from ssl_diffusion.evaluation.image_sets import array_images
+from ssl_diffusion.evaluation.intervals import evenly
 from ssl_diffusion.evaluation.large_section import evaluate_large_images, open_stitched
 from ssl_diffusion.evaluation.machine import hardware, versions
 from ssl_diffusion.evaluation.patch_section import Samples, Stage, evaluate_patches
 from ssl_diffusion.evaluation.pinned import pinned
-from ssl_diffusion.evaluation.real_features import REFERENCE, RealFeatures, evenly
+from ssl_diffusion.evaluation.real_features import REFERENCE, RealFeatures
 from ssl_diffusion.evaluation.report import Pictures
 from ssl_diffusion.evaluation.report_files import write_report
 from ssl_diffusion.evaluation.roundtrip import reconstruct
@@ -113,8 +114,7 @@ def main() -> None:
     """Reads and checks everything, measures, writes."""
     start = time.perf_counter()
     output = inputs.writable_folder(OUTPUT.value)
-    if not (MODEL.value or SAMPLES.value or STITCHED.value):
-        raise InputError("nothing to evaluate: give --model, --samples or --stitched")
+    check_flags()
     model = load_model(MODEL.value) if MODEL.value else None
     records = open_records(RECORDS.value)
     real, settings = open_real(model, records, output), {}
@@ -141,13 +141,25 @@ def main() -> None:
     if model:
         settings["model"] = model.spec
         report |= model_sections(model, real)
-    report["pinned"] = pinned(real, samples, report, UNSEEN.value)
+    report["pinned"] = pinned(real, samples, report, made_by(model, settings, train), UNSEEN.value)
     seconds = {name: timings.get(name) for name in STAGES}
     seconds["evaluate"] = time.perf_counter() - start
     seconds["total"] = sum(value for value in seconds.values() if value is not None)
     report |= {"seconds": seconds, "hardware": hardware(), "versions": versions()}
     write_report(output, report, pictures, settings)
     logging.info("report: %s", output / "report.html")
+
+
+def check_flags() -> None:
+    """Raises InputError for flags that ask for nothing, or of which one would be passed over."""
+    if not (MODEL.value or SAMPLES.value or STITCHED.value):
+        raise InputError("nothing to evaluate: give --model, --samples or --stitched")
+    if SAMPLES.value and COUNT.present:
+        raise InputError("--count is of samples made here; leave it out beside --samples")
+    if COUNT.value == 1:
+        raise InputError("--count=1; one sample is no set, give 2 or more")
+    if not STITCHED.value and (CROP_PX.present or CROP_COUNT.present):
+        raise InputError("--crop_px and --crop_count are of large images; give --stitched too")
 
 
 def open_real(model: Model | None, records: Records, output: Path) -> RealFeatures:
@@ -203,7 +215,7 @@ def open_samples(
         return None
     patch_px = records.metadata["patch_px"]
     if not inputs.is_paired(folder):
-        found = inputs.open_images(folder, patch_px)
+        found = inputs.open_images(folder, patch_px, records.metadata["recipe"])
         checks.check_count(found)
         return Samples(found, None)
     indices, images, settings["samples"] = inputs.read_samples(folder, len(real.held_out), patch_px)
@@ -213,6 +225,18 @@ def open_samples(
     checks.check_count(found)
     found.settings |= {"kind": "ssl_diffusion.sample", "path": folder.name, "format": "PNG"}
     return Samples(found, indices)
+
+
+def made_by(model: Model | None, settings: dict[str, Any], train: Records | None) -> dict[str, Any]:
+    """What is known of how the images were made: model, settings of samples and stitched images."""
+    known = {"model_sha256": model and model.sha256}
+    known |= {name: settings[name] for name in ("samples", "stitched") if name in settings}
+    if "samples" in known:
+        known["samples"] = {
+            key: value for key, value in known["samples"].items() if key != "indices"
+        }
+    known["training_records"] = train and train.folder.name
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def first_stage(model: Model | None, records: Records) -> Stage | None:

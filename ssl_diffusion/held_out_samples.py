@@ -1,7 +1,8 @@
 """Samples of held-out patches that a command makes for itself, kept while it goes.
 
 The folder is one of `ssl_diffusion.sample`. A run that was killed goes on where it stopped, and a
-finished folder is used again, as long as model, records and settings are the same.
+finished folder is used again, as long as model, records and settings are the same. What else lies
+there is not touched.
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ from tqdm import tqdm
 from ssl_diffusion.data.records import Records
 from ssl_diffusion.diffusion.sampling import read_sampling
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.files import read_json, remove, replacing, write_json
+from ssl_diffusion.evaluation.intervals import evenly
+from ssl_diffusion.files import read_json, replacing, write_json
 from ssl_diffusion.sample import check_embedding, index_batches, sample
 from ssl_diffusion.weights.model import Model
 
@@ -31,22 +33,24 @@ STARTED, FINISHED = "unfinished.json", "samples.json"
 def sample_held_out(
     model: Model, records: Records, count: int, folder: Path, *, split: str = "test", seed: int = 0
 ) -> None:
-    """Samples the first `count` patches of a split (0: all) into `folder`, as the model says.
+    """Samples `count` patches of a split (0: all), evenly spaced, into `folder`, as the model says.
 
-    Raises InputError for more than the split has, and for embeddings that the model does not take.
+    Raises InputError for more than the split has, for embeddings that the model does not take, and
+    for a folder that holds anything else.
     """
     source = records.source(split, ("embedding",))
     if count > len(source):
         raise InputError(f"--count={count}; split {split!r} has {len(source)} patches")
     check_embedding(source, model)
     count = count or len(source)
+    picked = evenly(len(source), count)  # the first ones would be neighbours on one slide
     sampling = read_sampling(dict(model.spec["sampling"]))
     settings: dict[str, Any] = {
         "model_sha256": model.sha256,
         "recipe": records.metadata["recipe"],
         "split": split,
         "count": count,
-        "indices": list(range(count)),
+        "indices": picked.tolist(),
         **dataclasses.asdict(sampling),
         "seed": seed,
         "precision": "float32",
@@ -57,13 +61,18 @@ def sample_held_out(
         logging.info("samples of an earlier run: %s", folder)
         return
     if not _is(folder / STARTED, settings):
-        remove(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(
+                f"{folder} holds other samples, or files of yours; judge them with "
+                f"--samples={folder}, or choose another --output"
+            )
         write_json(folder / STARTED, settings)
     start = time.perf_counter()
     plan = sampling.plan(model.schedule)
     denoisers = sampling.denoisers(model.schedule, plan, model.denoiser)
     with tqdm(total=count, desc="samples", unit="patch") as bar:
-        for indices in index_batches(count, BATCH):
+        for places in index_batches(count, BATCH):
+            indices = picked[places]
             files = {int(i): folder / "patches" / f"{i:05d}.png" for i in indices}
             if not all(file.is_file() for file in files.values()):
                 embedding = np.stack([source[int(index)]["embedding"] for index in indices])

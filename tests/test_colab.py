@@ -27,10 +27,7 @@ def test_every_cell_ran_and_pictures_were_drawn(executed):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     drawn = [
-        output
-        for cell in code
-        for output in cell.outputs
-        if "image/png" in output.get("data", {})
+        output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})
     ]
     assert len(drawn) >= 4
     report = json.loads((out / "evaluation" / "report.json").read_text())

@@ -11,6 +11,7 @@ from ssl_diffusion import demo, held_out_samples
 from ssl_diffusion.data.records import open_records
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation import inputs, judging
+from ssl_diffusion.evaluation.intervals import evenly
 from ssl_diffusion.held_out_samples import sample_held_out
 from ssl_diffusion.weights.encoder import load_encoder
 from ssl_diffusion.weights.model import load_model
@@ -29,29 +30,32 @@ def test_samples_are_made_once_and_a_killed_run_goes_on(model, records_dir, tmp_
     records, folder = open_records(records_dir), tmp_path / "samples"
     monkeypatch.setattr(held_out_samples, "BATCH", 2)
     sample_held_out(model, records, 4, folder)
+    picked = evenly(records.count("test"), 4).tolist()
     whole = pixels(folder)
     indices, images, settings = inputs.read_samples(folder, records.count("test"), 64)
-    np.testing.assert_array_equal(indices, [0, 1, 2, 3])
+    np.testing.assert_array_equal(indices, picked)
     assert (settings["model_sha256"], settings["seed"]) == (model.sha256, 0)
-    np.testing.assert_array_equal(images[2], whole["00002.png"])
+    third, last = f"{picked[2]:05d}.png", f"{picked[3]:05d}.png"
+    np.testing.assert_array_equal(images[2], whole[third])
 
     # As if it had been killed in the second batch: only that is made again.
     started = {name: value for name, value in settings.items() if name != "seconds"}
     (folder / "unfinished.json").write_text(json.dumps(started))
     (folder / "samples.json").unlink()
-    (folder / "patches" / "00003.png").unlink()
+    (folder / "patches" / last).unlink()
     made = []
     real = held_out_samples.sample
     monkeypatch.setattr(
         held_out_samples, "sample", lambda *args: made.append(args[4].tolist()) or real(*args)
     )
     sample_held_out(model, records, 4, folder)
-    assert made == [[2, 3]] and not (folder / "unfinished.json").exists()
-    np.testing.assert_array_equal(pixels(folder)["00003.png"], whole["00003.png"])
+    assert made == [picked[2:]] and not (folder / "unfinished.json").exists()
+    np.testing.assert_array_equal(pixels(folder)[last], whole[last])
     sample_held_out(model, records, 4, folder)
     assert len(made) == 1
-    sample_held_out(model, records, 2, folder, seed=1)  # other settings: all anew
-    assert len(made) == 2 and len(pixels(folder)) == 2
+    with pytest.raises(InputError, match="holds other samples, or files of yours"):
+        sample_held_out(model, records, 2, folder, seed=1)
+    assert len(made) == 1 and len(pixels(folder)) == 4
     with pytest.raises(InputError, match="--count=9999"):
         sample_held_out(model, records, 9999, folder)
 

@@ -24,6 +24,7 @@ CLIP_B32 = {
     "heads": 12,
     "pre_norm": True,
     "projection": 512,
+    "mlp": "quick_gelu",
 }
 DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
@@ -94,6 +95,7 @@ def test_whatever_decides_a_vector_is_in_the_digest(space, change):
         ({"patch_size": 16}, "FD (CLIP)"),
         ({"projection": 768}, "FD (CLIP)"),
         ({"image_size": 336}, "FD (CLIP)"),
+        ({"mlp": "gelu"}, "FD (CLIP)"),
         ({"pre_norm": False}, "FD (tower)"),
     ],
 )

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.features import directions
-from ssl_diffusion.evaluation.intervals import bootstrap_mean
+from ssl_diffusion.evaluation.intervals import Estimate, bootstrap_mean
 
 BLOCK = 2048  # images compared with the gallery at once: bounds the memory
 
@@ -30,10 +30,10 @@ class Agreement:
     gallery: int
 
     def numbers(self) -> dict[str, Any]:
-        """Means with 95 % intervals: a bootstrap over the images."""
+        """With 95 % intervals: a bootstrap over the images, and an exact one of the share."""
         return {
             "similarity": estimated(self.similarity),
-            "retrieval_at_1": estimated(self.retrieved),
+            "retrieval_at_1": share(self.retrieved > 0),
         }
 
     def shuffled_numbers(self) -> dict[str, Any]:
@@ -94,3 +94,8 @@ def paired_similarity(
 def estimated(values: Float[np.ndarray, " n"]) -> dict[str, float | None]:
     """The mean and its bootstrap interval, as report.json holds them."""
     return dataclasses.asdict(bootstrap_mean(values.astype(np.float64)))
+
+
+def share(hits: Bool[np.ndarray, " n"]) -> dict[str, float | None]:
+    """The share of hits and its exact interval: that of none, or of all, is one too."""
+    return dataclasses.asdict(Estimate.share(int(hits.sum()), len(hits)))

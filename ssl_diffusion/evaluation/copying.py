@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ssl_diffusion.evaluation.agreement import estimated
+from ssl_diffusion.evaluation.agreement import estimated, share
 from ssl_diffusion.evaluation.features import directions
 from ssl_diffusion.evaluation.intervals import Estimate, resamples
 
@@ -57,7 +57,8 @@ def copying(
     real_distance      real held-out patches: what images that were never trained on look like
     copy_distance      training patches through the autoencoder: what a copy would look like; absent
                        without `copies`
-    distance_ratio     the first over the second: 1 for a model that does not copy, 0 for a copier
+    distance_ratio     the first over the second: 1 for a model that does not copy, 0 for a copier;
+                       None where the real ones are copies themselves
     closer_than_real   share of samples nearer to the training set than the nearest 5 % of real
                        patches are: 0.05 for a model that copies by chance only, 1 for a copier; the
                        control is the same of the real ones, 0.05 up to the grain of a quantile
@@ -67,9 +68,9 @@ def copying(
     numbers: dict[str, Any] = {
         "sample_distance": estimated(samples),
         "real_distance": estimated(real),
-        "distance_ratio": dataclasses.asdict(_ratio(samples, real)),
-        "closer_than_real": estimated((samples < limit).astype(np.float64)),
-        "closer_than_real_control": float((real < limit).mean()),
+        "distance_ratio": dataclasses.asdict(_ratio(samples, real)) if real.any() else None,
+        "closer_than_real": share(samples < limit),
+        "closer_than_real_control": share(real < limit),
     }
     if copies is not None:
         numbers["copy_distance"] = estimated(1 - copies)
@@ -80,5 +81,5 @@ def _ratio(samples: Float[np.ndarray, " n"], real: Float[np.ndarray, " m"]) -> E
     """Ratio of the means, both resampled independently."""
     above = resamples(len(samples), seed=0) @ samples / len(samples)
     below = resamples(len(real), seed=1) @ real / len(real)
-    floor = np.finfo(np.float32).tiny
-    return Estimate.of(samples.mean() / max(real.mean(), floor), above / np.maximum(below, floor))
+    with np.errstate(divide="ignore", invalid="ignore"):  # no ratio to patches that are copies
+        return Estimate.of(float(samples.mean() / real.mean()), above / below)

@@ -11,7 +11,9 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ssl_diffusion.data.imports.patch_files import walk
-from ssl_diffusion.data.patches import rows_of
+from ssl_diffusion.data.patches import rows_of, tissue_row
 from ssl_diffusion.data.records import Records, Source
 from ssl_diffusion.data.slides import PLAIN, check_samples, open_image
 from ssl_diffusion.errors import InputError
@@ -67,6 +69,13 @@ class ImageSet:
                 digest.update(chunk)
                 yield chunk
         self.settings["sha256"] = digest.hexdigest()
+
+    def pin(self) -> None:
+        """Fills in the `sha256` of the settings; all pixels are read if they have not been."""
+        if self.settings["sha256"] is None:
+            with tqdm(total=len(self), desc=f"digest of {self.name}", unit="image") as bar:
+                for chunk in self.chunks():
+                    bar.update(len(chunk))
 
     def _read(self, indices: range, pool: ThreadPoolExecutor) -> list[np.ndarray]:
         return list(pool.map(self.__getitem__, indices))
@@ -121,39 +130,60 @@ class _Array(ImageSet):
 class _Patches(ImageSet):
     """Read by strips: of a row of patches, no more pixels than lie in those that are asked for."""
 
-    def __init__(self, path: Path, size_px: int, stride_px: int):
-        self._picture, self._size = open_image(path), size_px
-        picture = self._picture
-        self._edges = rows_of(picture, size_px, stride_px)
-        self._corners = range(0, picture.width - size_px + 1, stride_px)
-        count = len(self._edges) * len(self._corners)
-        if not count:
+    def __init__(self, path: Path, size_px: int, stride_px: int, recipe: Mapping[str, Any]):
+        picture = open_image(path)
+        mpp, least = recipe.get("mpp"), recipe.get("min_saturation") or 0.0
+        if mpp and picture.mpp is None:
+            logging.warning(
+                "%s does not say its µm per pixel; it is taken to have %g, as the records",
+                path,
+                mpp,
+            )
+        elif mpp:
+            picture = picture.at(mpp)
+        self._picture, self._size = picture, size_px
+        rows = rows_of(picture, size_px, stride_px)
+        looked_at = len(rows) * len(range(0, picture.width - size_px + 1, stride_px))
+        if not looked_at:
             raise InputError(
                 f"{path} has {picture.width}x{picture.height} px, less than one patch of "
                 f"{size_px} px; ask for smaller ones"
             )
+        most = recipe.get("max_nodata") or 0.0
+        bar = tqdm(rows, desc=f"tissue of {path.name}", unit="row", leave=False)
+        self._corners = [
+            (patch.x, y)
+            for y in bar
+            for patch in tissue_row(picture, y, size_px, stride_px, least, most)
+        ]
+        if not self._corners:
+            raise InputError(
+                f"{path}: none of {looked_at} patches is tissue as the records' are (mean "
+                f"saturation above {least:g}); give another image"
+            )
         about = {"kind": "patches", "path": path.name, "format": picture.about.get("format")}
         about |= {"stride_px": stride_px, "image_px": [picture.width, picture.height]}
-        super().__init__(path.name, count, (size_px, size_px), about)
+        about |= {"mpp": picture.mpp, "min_saturation": least, "no_tissue": looked_at}
+        about["no_tissue"] -= len(self._corners)
+        super().__init__(path.name, len(self._corners), (size_px, size_px), about)
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        row, column = divmod(range(len(self))[index], len(self._corners))
-        return self._strip(row, range(column, column + 1))[0]
+        return self._strip([self._corners[index]])[0]
 
-    def _strip(self, row: int, columns: range) -> list[np.ndarray]:
-        """The patches of some columns of a row, cut from one region."""
-        lefts, size = [self._corners[column] for column in columns], self._size
-        width = lefts[-1] + size - lefts[0]
-        strip = self._picture.read(lefts[0], self._edges[row], width, size)
+    def _strip(self, corners: list[tuple[int, int]]) -> list[np.ndarray]:
+        """Patches of one row, cut from one region."""
+        lefts, size = [x for x, _ in corners], self._size
+        strip = self._picture.read(lefts[0], corners[0][1], lefts[-1] + size - lefts[0], size)
         return [strip[:, left - lefts[0] : left - lefts[0] + size] for left in lefts]
 
     def _read(self, indices: range, pool: ThreadPoolExecutor) -> list[np.ndarray]:
         del pool  # pictures are read one region at a time
-        patches, columns = [], len(self._corners)
-        for row in range(indices.start // columns, (indices.stop - 1) // columns + 1):
-            first = max(indices.start - row * columns, 0)
-            patches += self._strip(row, range(first, min(indices.stop - row * columns, columns)))
-        return patches
+        asked = self._corners[indices.start : indices.stop]
+        return [
+            patch
+            for _, row in groupby(asked, key=lambda corner: corner[1])
+            for patch in self._strip(list(row))
+        ]
 
 
 def folder_images(folder: str | Path, name: str) -> ImageSet:
@@ -199,13 +229,18 @@ def array_images(images: UInt8[np.ndarray, "n h w 3"], name: str) -> ImageSet:
     return _Array(images, name)
 
 
-def large_image_patches(path: str | Path, size_px: int, stride_px: int) -> ImageSet:
-    """All patches of one slide, OME-TIFF, raster or plain image on a regular grid, row by row.
+def large_image_patches(
+    path: str | Path, size_px: int, stride_px: int, recipe: Mapping[str, Any] = MappingProxyType({})
+) -> ImageSet:
+    """The patches of one slide, OME-TIFF, raster or plain image on a regular grid, row by row.
 
-    A tiled image is never in memory as a whole (a PNG or JPEG is decoded whole). Raises InputError
-    as `data.slides.open_image`, and for an image smaller than a patch.
+    `recipe`, that of records, says at which `mpp` (an image without one is taken to have it), which
+    `min_saturation` makes a patch tissue and how much of it may be without data (`max_nodata`), as
+    `prepare` does; without it all are taken, as they lie. A tiled image is never in memory as a
+    whole (a PNG or JPEG is decoded whole). Raises InputError as `data.slides.open_image`, for an
+    image smaller than a patch or coarser than `mpp`, and where nothing is tissue.
     """
-    return _Patches(Path(path), size_px, stride_px)
+    return _Patches(Path(path), size_px, stride_px, recipe)
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:

@@ -1,7 +1,9 @@
 """Reading what the other commands wrote, with one clear line when it does not fit together."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -81,12 +83,15 @@ def is_paired(path: Path) -> bool:
     return (path / "samples.json").is_file()
 
 
-def open_images(path: Path, patch_px: int) -> ImageSet:
+def open_images(
+    path: Path, patch_px: int, recipe: Mapping[str, Any] = MappingProxyType({})
+) -> ImageSet:
     """A set of patches to be compared with real ones as a set, by what `path` is.
 
     Records (their split `test`, or `train` where there is none), a folder of images, or one large
-    image, which is cut into patches side by side. Raises InputError for another, and unless the
-    patches have `patch_px`: distances move when the one set was resized and the other was not.
+    image, which is cut into patches side by side as `recipe`, that of the records to compare with,
+    says. Raises InputError for another, and unless the patches have `patch_px`: distances move when
+    the one set was resized and the other was not.
     """
     if (path / "dataset_info.json").is_file():
         records = open_records(path)
@@ -94,7 +99,7 @@ def open_images(path: Path, patch_px: int) -> ImageSet:
     elif path.is_dir():
         images = folder_images(path, path.name)
     elif path.is_file():
-        images = large_image_patches(path, patch_px, patch_px)
+        images = large_image_patches(path, patch_px, patch_px, recipe)
     else:
         raise InputError(
             f"--samples={path} does not exist; give a folder of ssl_diffusion.sample, one of "

@@ -57,6 +57,12 @@ class Estimate:
         return cls(float(value), float(max(low, lowest)), float(min(high, highest)))
 
     @classmethod
+    def share(cls, hits: int, count: int) -> "Estimate":
+        """A share of independent ones with its exact interval (Clopper & Pearson 1934)."""
+        found = stats.binomtest(hits, count).proportion_ci(COVERED, method="exact")
+        return cls(hits / count, float(found.low), float(found.high))
+
+    @classmethod
     def over_seeds(
         cls,
         of_seeds: Float[np.ndarray, " seeds"],
@@ -106,3 +112,8 @@ def half_samples(count: int, draws: int = HALVES, seed: int = 0) -> Bool[np.ndar
 def resamples(count: int, draws: int = DRAWS, seed: int = 0) -> Int[np.ndarray, "draws count"]:
     """How often each of `count` items (images, grids) is in each bootstrap draw."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+
+
+def evenly(count: int, most: int) -> Int[np.ndarray, " n"]:
+    """Indices of at most `most` of `count` items, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))

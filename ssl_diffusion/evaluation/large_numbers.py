@@ -123,22 +123,23 @@ def _mean(values: Float[np.ndarray, " n"]) -> dict[str, float | None]:
 def crop_numbers(
     images: Sequence[LargeImage], spaces: Sequence[Space], features: Callable, size: int, count: int
 ) -> dict[str, Any]:
-    """Crop-FD and the other distances: random crops against the real ones at the same positions.
+    """Crop-FD and the other distances: random crops against those of the real regions.
 
-    `features(space, images)` embeds an ImageSet. The floor, "real", are other crops of the same
-    real regions. Returns a section of `compare_sets` for each space.
+    `features(space, images)` embeds an ImageSet. Stitched images, reconstructions and the floor
+    ("real") are cut at the same positions, the reference at others: crops of the same places would
+    be nearer to the reference than the floor is. Returns a section of `compare_sets` for each
+    space.
     """
 
-    def cut(view: str, shift: int = 0) -> ImageSet:
+    def cut(view: str, name: str, shift: int = 0) -> ImageSet:
         parts = [
             crops(getattr(image, view), size, count, CROP_SEED + index + shift)
             for index, image in enumerate(images)
         ]
-        return array_images(np.concatenate(parts), f"crops, {view}")
+        return array_images(np.concatenate(parts), f"crops, {name}")
 
-    reference = cut("real")
-    sets = {name: cut(name) for name in ("stitched", "reconstruction")}
-    sets["real"] = cut("real", OTHER_SEED)
+    reference = cut("real", "reference", OTHER_SEED)
+    sets = {view: cut(view, view) for view in VIEWS}
     return {
         space.name: compare_sets(
             space,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 LIBRARIES = (
+    "ssl-diffusion",
     "jax",
     "jaxlib",
     "flax",

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ssl_diffusion.data.records import Records
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.features import directions, one_vector
+from ssl_diffusion.evaluation.intervals import Estimate
 from ssl_diffusion.evaluation.registration import CEILING, best_correlation
 
 # Of patches side by side: a copy shifted by a quarter of a patch has its source among the nearest
@@ -79,6 +80,13 @@ class NearCopies:
     threshold: float
     held_out_flagged: float
     held_out_count: int
+
+    @property
+    def held_out_share(self) -> Estimate:
+        """`held_out_flagged` with its exact interval."""
+        return Estimate.share(
+            round(self.held_out_flagged * self.held_out_count), self.held_out_count
+        )
 
     def shown(self, most: int = 8) -> list[tuple[int, int]]:
         """(sample, training patch) of the samples that agree best, flagged or not, best first."""

@@ -28,7 +28,7 @@ def compare_sets(
     """Each set against the reference, in one space.
 
     Returns {"title", "dimension", "reference_n", "warnings", "sets": {name: {"n", "fd", ...}}};
-    every measure is {"value", "low", "high"}. The warnings are those of the first set.
+    every measure is {"value", "low", "high"}. The warnings are those of all sets.
     """
     section: dict[str, Any] = {
         "title": space.title,
@@ -41,8 +41,10 @@ def compare_sets(
         # On cores that others use too, BLAS threads wait for each other: 40 times as long.
         with threadpool_limits(1 if reference.shape[1] <= SMALL else None, "blas"):
             numbers = set_numbers(features, reference, seed=SEED)
-        section["warnings"] = section["warnings"] or numbers["warnings"]
-        section["sets"][name] = {"n": len(features)} | {
+        section["warnings"] += [
+            text for text in numbers["warnings"] if text not in section["warnings"]
+        ]
+        section["sets"][name] = {name: numbers[name] for name in ("n", "manifold_n", "k")} | {
             measure: numbers[measure] for measure in SET_MEASURES if measure in numbers
         }
     return section

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ssl_diffusion.data.records import Records
-from ssl_diffusion.evaluation.agreement import estimated
+from ssl_diffusion.evaluation.agreement import estimated, share
 from ssl_diffusion.evaluation.copying import NearestTraining, copying
 from ssl_diffusion.evaluation.image_sets import ImageSet, array_images
+from ssl_diffusion.evaluation.intervals import evenly
 from ssl_diffusion.evaluation.near_copies import LEAST, TrainingPatches, find_copies
 from ssl_diffusion.evaluation.patch_figures import (
     component_scatter,
@@ -19,7 +20,7 @@ from ssl_diffusion.evaluation.patch_figures import (
     similarity_histogram,
 )
 from ssl_diffusion.evaluation.patch_numbers import SEED, add_agreement, compare_sets
-from ssl_diffusion.evaluation.real_features import RealFeatures, evenly, stored_vectors
+from ssl_diffusion.evaluation.real_features import RealFeatures, stored_vectors
 from ssl_diffusion.evaluation.roundtrip import reconstruct
 
 PAIRS = 24  # shown in the report
@@ -162,9 +163,9 @@ def near_copies(
     found = find_copies(patches, real.conditioning.embed, training, held_out)
     numbers = {
         "sought": len(sought),
-        "flagged": estimated(found.flagged.astype(np.float64)),
+        "flagged": share(found.flagged),
         "flagged_samples": sought[found.flagged].tolist(),
-        "flagged_held_out": found.held_out_flagged,
+        "flagged_held_out": dataclasses.asdict(found.held_out_share),
         "flagged_held_out_of": found.held_out_count,
         "agreement": estimated(found.agreement),
         "threshold": found.threshold,

@@ -12,19 +12,26 @@ from ssl_diffusion.evaluation.set_measures import NEIGHBOURS
 
 
 def pinned(
-    real: RealFeatures, samples: Samples | None, report: Mapping[str, Any], unseen: bool
+    real: RealFeatures,
+    samples: Samples | None,
+    report: Mapping[str, Any],
+    made_by: Mapping[str, Any],
+    unseen: bool,
 ) -> dict[str, Any]:
-    """The section `pinned`.
+    """The section `pinned`; `made_by` is what is known of how images were made.
 
-    Counts and file formats of all sets of images (how lossy they were stored moves distances),
-    spaces with the digests of their networks and their resize filters, seeds, neighbours, crops,
+    Counts, digests of all pixels and file formats of all sets of images (how lossy they were stored
+    moves distances), spaces with the digests of their networks and their resize filters, seeds, neighbours, crops,
     versions of libraries.
     """
     sets = {"reference": real.reference, "held_out": real.held_out}
     if samples:
         sets["samples"] = samples.images
+    for images in sets.values():
+        images.pin()
     recipe = real.records.metadata
     return {
+        "made_by": dict(made_by),
         "sets": {name: images.settings for name, images in sets.items()},
         "records": {
             "patch_px": recipe["patch_px"],

@@ -11,6 +11,7 @@ from ssl_diffusion.data.records import Records
 from ssl_diffusion.evaluation.feature_cache import cached_features
 from ssl_diffusion.evaluation.features import one_vector
 from ssl_diffusion.evaluation.image_sets import ImageSet, record_images
+from ssl_diffusion.evaluation.intervals import evenly
 from ssl_diffusion.evaluation.spaces import Space
 
 REFERENCE = 50_000  # training patches that sets are compared with, at most
@@ -106,8 +107,3 @@ def stored_vectors(records: Records, split: str) -> Iterator[Float[np.ndarray, "
         for chunk in source.chunks("embedding"):
             yield one_vector(chunk, f"records, split {split}")
             bar.update(len(chunk))
-
-
-def evenly(count: int, most: int) -> Int[np.ndarray, " n"]:
-    """Indices of at most `most` of `count` items, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))

@@ -83,7 +83,7 @@ def _patches(report: Mapping[str, Any], pictures: PatchPictures) -> str:
         chance = f" Retrieval by a guess: {space['chance']:.1%}." if "chance" in space else ""
         intro = (
             f"{SPACES.get(name, 'A further network.')} {space['sets']['samples']['n']:,} images "
-            f"against {space['reference_n']:,} real training patches, in {space['dimension']:,} "
+            f"against {space['reference_n']:,} real reference patches, in {space['dimension']:,} "
             f"dimensions.{chance} Below each number is its 95 % interval."
         )
         parts.append(

@@ -9,11 +9,13 @@ from jaxtyping import UInt8
 
 from ssl_diffusion.evaluation.figures import png_bytes
 from ssl_diffusion.evaluation.large_numbers import LargeImage
+from ssl_diffusion.evaluation.near_copies import FLAGGED
 from ssl_diffusion.evaluation.patch_section import Copy, Pair
 from ssl_diffusion.webpage import data_url, image, section
 
 SCALE_BARS_UM = (1000, 500, 200, 100, 50, 20, 10)
 LARGE_IMAGES = 4  # shown
+MANY = 0.02  # of held-out patches flagged as copies: chance flags fewer
 CAPTIONS = {
     "similarity": "Similarity of samples to the embedding asked for, and to every other (mean).",
     "components": "Real held-out patches (blue) and samples (pink) in the two leading principal "
@@ -131,11 +133,19 @@ def copies(found: Sequence[Copy], copying: Mapping[str, Any]) -> str:
         for one in found
     )
     count = len(copying["flagged_samples"])
+    known, warning = copying["flagged_held_out"]["value"], ""
+    if known > MANY:
+        warning = (
+            "<b>Held-out patches are copies of training patches too: the records overlap with what "
+            "was trained on, or repeat themselves, and flags of samples mean little.</b> "
+        )
     return (
         f"<p>Of {copying['sought']:,} samples {count or 'none'} "
         f"{'was' if count < 2 else 'were'} flagged as a copy: their pixels agree with those of a "
-        "training patch better than one in a hundred real held-out patches does by chance "
-        f"({_two(copying['threshold'])}). The {len(found)} that agree best, each beside the "
+        f"training patch better than real held-out patches do by chance (above "
+        f"{_two(copying['threshold'])}, set for {FLAGGED:.1%} of these; {known:.1%} of "
+        f"{copying['flagged_held_out_of']} others were). {warning}The {len(found)} that agree "
+        "best, each beside the "
         f'training patch it agrees with:</p><div class="pairs">{cards}</div>'
     )
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.features import one_vector
 from ssl_diffusion.evaluation.frechet import Moments, frechet_distance
-from ssl_diffusion.evaluation.intervals import HALVES, Estimate, half_samples
+from ssl_diffusion.evaluation.intervals import HALVES, Estimate, evenly, half_samples
 from ssl_diffusion.evaluation.kernel import SUBSET_SIZE, kernel_distances
 from ssl_diffusion.evaluation.manifold import manifold_shares
 
@@ -34,8 +34,10 @@ def set_numbers(
 
     fd         squared Frechet distance (frechet.py), squared units of the features
     kid        unbiased kernel distance over all pairs (kernel.py); not multiplied by 1000
-    precision, recall, density, coverage    with k neighbours (manifold.py)
-    n, real_n, dimension, k, seed, halves   what decides the numbers
+    precision, recall, density, coverage    with k neighbours (manifold.py), of as many of the one
+               set as of the other, evenly spaced ones: where real images are many more, balls
+               around few samples hold them all, and balls around many real ones next to nothing
+    n, real_n, manifold_n, dimension, k, seed, halves   what decides the numbers
     warnings   a sentence for each reason not to trust or compare them
 
     An interval is None where there are too few features to halve. Raises InputError for features
@@ -45,7 +47,7 @@ def set_numbers(
     n, m = len(samples), len(real)
     used_k = max(1, min(k, n // 2 - 1, m // 2 - 1))
     settings = {"n": n, "real_n": m, "dimension": samples.shape[1], "k": used_k}
-    settings |= {"seed": seed, "halves": HALVES}
+    settings |= {"manifold_n": min(n, m), "seed": seed, "halves": HALVES}
     # The sets themselves, then their halves; of less than four no half has two.
     draws = HALVES if min(n, m) >= 4 else 0
     in_samples, in_real = (
@@ -54,7 +56,12 @@ def set_numbers(
     )
     distances = _frechet_distances(samples, real, in_samples, in_real)
     kernel = kernel_distances(samples, real, in_samples, in_real)
-    shares = manifold_shares(samples, real, used_k, in_samples, in_real)
+    few, few_real = (features[evenly(len(features), min(n, m))] for features in (samples, real))
+    halves = [
+        np.concatenate([np.ones((1, len(few)), bool), half_samples(len(few), draws, seed + which)])
+        for which in (0, 1)
+    ]
+    shares = manifold_shares(few, few_real, used_k, *halves)
     estimates = {
         "fd": Estimate.around(distances[0], distances[1:]),
         "kid": Estimate.around(kernel[0], kernel[1:], lowest=-np.inf),

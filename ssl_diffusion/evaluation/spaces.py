@@ -28,7 +28,9 @@ from ssl_diffusion.weights.folder import WEIGHTS, kind_of
 # pt_inception-2015-12-05-6726825d.pth, weights-inception-2015-12-05-6726825d.pth.
 FID_WEIGHTS = "6726825d"
 FID_TITLES = {"tensorflow": "FID", "clean": "FID (clean resize)"}
+OTHER_TITLES = {"tensorflow": "FD (Inception)", "clean": "FD (Inception, clean resize)"}
 CLIP_FID = {"patch_size": 32, "width": 768, "depth": 12, "heads": 12, "projection": 512}
+CLIP_FID |= {"mlp": "quick_gelu"}  # OpenAI's own weights; later copies of the network have gelu
 CLIP_PX = 224
 
 
@@ -127,7 +129,7 @@ def _inception_space(folder: str | Path, name: str, resize: str | None) -> Space
     if not published:
         logging.warning(
             "%s was not converted from a published port of FID's network (SHA-256 %s...); its "
-            "distances are FID only if the tensors are the same",
+            "distances are not called FID",
             folder,
             FID_WEIGHTS,
         )
@@ -136,7 +138,8 @@ def _inception_space(folder: str | Path, name: str, resize: str | None) -> Space
         return network.features(images)[layer]
 
     about = settings | source | {"published_weights": published}
-    return Space(name, FID_TITLES[network.resize], _digest(settings), about, embed)
+    titles = FID_TITLES if published else OTHER_TITLES
+    return Space(name, titles[network.resize], _digest(settings), about, embed)
 
 
 def title_of(spec: Mapping[str, Any], name: str) -> str:
