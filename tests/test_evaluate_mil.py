@@ -13,6 +13,7 @@ from ssl_diffusion.mil import experiment
 from ssl_diffusion.mil.bags import PLANTED, SYNTHETIC, read_bags
 from ssl_diffusion.mil.figures import rank_map, slide_picture
 from ssl_diffusion.mil.ordinary import ordinary_copies, varied
+from ssl_diffusion.weights.encoder import load_encoder
 
 
 def command(module, **flags):
@@ -211,10 +212,6 @@ def test_what_would_mislead_is_refused(evaluated, planted, synthetic):
 
 
 def test_ordinary_variations_are_of_the_cells_of_synthetic_slides(planted):
-    class Encoder:
-        def embed(self, images):
-            return images.mean(axis=(1, 2))[:, None]
-
     records = open_records(planted)
     bag = read_bags(records, "train")[1]
     fields = ("features", "x", "y", "rows", "planted")
@@ -222,7 +219,8 @@ def test_ordinary_variations_are_of_the_cells_of_synthetic_slides(planted):
     twice["x"] = np.append(bag.x, 32)  # the last patch overlaps two others
     stray = dataclasses.replace(bag, **twice)
     made = [dataclasses.replace(bag, name=f"{bag.name}#synthetic{i}") for i in range(2)]
-    first, second = ordinary_copies(records, "train", [stray], made, Encoder(), 0)
+    encoder = load_encoder(planted / "encoder")
+    first, second = ordinary_copies(records, "train", [stray], made, encoder, 0)
     assert (first.name, first.parents) == (f"{bag.name}#ordinary0", (bag.name,))
     np.testing.assert_array_equal(first.x, bag.x)  # without the stray patch
     assert len(first.features) == 16 and (first.features != second.features).any()

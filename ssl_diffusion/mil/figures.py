@@ -57,7 +57,13 @@ def scores_figure(trials: Sequence[Mapping[str, Any]], measure: str, title: str)
         axes.set_xlabel("real training slides")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel(title)
-    panels[0, -1].legend(frameon=False, fontsize=8)
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(ARMS),
+        frameon=False,
+        fontsize=8,
+    )
     return png_of(figure)
 
 
