@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import ssl_diffusion
 from ssl_diffusion import cli
+from ssl_diffusion.data.page import write_page
 from ssl_diffusion.data.records import Records, open_records
 from ssl_diffusion.data.writer import Layout, RecordsWriter
 from ssl_diffusion.errors import InputError
@@ -109,6 +110,7 @@ def main() -> None:
         begin(work, described)
         make_regions(model, settings, copies, side, work)
         write_records(output, records, model, copies, work, described)
+        write_page(output)
         remove(work)
     work.with_name(f".{work.name}.lock").unlink(missing_ok=True)
     logging.info("%d synthetic slides: %s", len(bags) * PER_SLIDE.value, output)
@@ -186,7 +188,7 @@ def begin(work: Path, described: dict[str, Any]) -> None:
 def make_regions(
     model: Model, settings: Settings, copies: list[Copy], side: int, work: Path
 ) -> None:
-    """Generates every region that is not there yet, as NUMBER.png."""
+    """Generates every region that is not there yet, or damaged, as NUMBER.png."""
     size = REGION_PX.value
     blank = LargeImage(
         model,
@@ -198,9 +200,9 @@ def make_regions(
     )
     for number, copy in enumerate(tqdm(copies, desc="regions", unit="region")):
         file = _file(work, number)
-        if file.is_file():
+        if _is_whole(file):
             continue
-        grid = copy.grid(INTERPOLATE.value).reshape(blank.grid.shape)
+        grid = copy.grid(INTERPOLATE.value, model.spec["embedding"]["tokens"])
         own = settings._replace(seed=copy.seed)
         pixels = dataclasses.replace(blank, grid=grid, settings=own).pixels()
         with replacing(file) as temporary:
@@ -282,6 +284,17 @@ def _embedding(model: Model) -> tuple[int, int]:
 
 def _file(work: Path, number: int) -> Path:
     return work / f"{number:06d}.png"
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a region is there and can be read."""
+    if not file.is_file():
+        return False
+    try:
+        return read_png(file).shape[:2] == (REGION_PX.value, REGION_PX.value)
+    except InputError as error:
+        logging.warning("%s", error)
+        return False
 
 
 def _plain(described: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from ssl_diffusion.data.records import Records, open_records
 from ssl_diffusion.encoders.encoder import SSLEncoder
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.figures import png_bytes
+from ssl_diffusion.evaluation.fractions import parse_fractions
 from ssl_diffusion.evaluation.inputs import writable_folder
 from ssl_diffusion.evaluation.machine import hardware, versions
 from ssl_diffusion.files import replacing, write_json
@@ -127,19 +128,6 @@ def main() -> None:
     settings |= {"records": real.metadata["recipe"]}
     write_report(output, report, pictures, settings)
     logging.info("report: %s", output / "report.html")
-
-
-def parse_fractions(words: list[str]) -> list[float]:
-    """Rising, each above 0 and up to 1; InputError for anything else."""
-    try:
-        found = sorted({float(word) for word in words})
-    except ValueError:
-        found = []
-    if not found or not all(0 < fraction <= 1 for fraction in found):
-        raise InputError(
-            f"--fractions={','.join(words)}; expected numbers above 0 and up to 1, as 0.01,0.1,1"
-        )
-    return found
 
 
 def open_encoder(real: Records) -> tuple[Any, str]:

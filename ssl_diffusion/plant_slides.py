@@ -5,7 +5,8 @@ python -m ssl_diffusion.plant_slides --records=DIR --kind=haematoxylin --output=
 Slides are mosaics of the records' patches. In every second one a rectangle holds patches of another
 kind: a class of the records, or those dense in haematoxylin ("haematoxylin"). Which patches are
 planted stands in the metadata, so that `evaluate_mil` also measures where attention lies. Slides of
-train and test are made of the records' train and test patches.
+train and test are made of the records' train and test patches. The folder has an index.html to look
+at them with.
 """
 
 import logging
@@ -14,6 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from ssl_diffusion import cli
+from ssl_diffusion.data.page import write_page
 from ssl_diffusion.data.records import open_records
 from ssl_diffusion.data.writer import RecordsWriter
 from ssl_diffusion.errors import InputError
@@ -62,6 +64,7 @@ def main() -> None:
         writer.close(planted.metadata(records, regions, **settings, tiles=found))
         if (encoder := records.folder / "encoder").is_dir():
             copy_model(encoder, temporary / "encoder")
+    write_page(output)
     logging.info("%d slides, drawn of these tiles: %s; in %s", sum(counts.values()), found, output)
 
 

@@ -1,5 +1,6 @@
 """The three commands of slide-level augmentation, one after the other, on a tiny model."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from ssl_diffusion import augment_slides, evaluate_mil, plant_slides
 from ssl_diffusion.data.records import open_records
 from ssl_diffusion.errors import InputError
+from ssl_diffusion.mil import experiment
 from ssl_diffusion.mil.bags import PLANTED, SYNTHETIC, read_bags
 from ssl_diffusion.mil.figures import rank_map, slide_picture
-from ssl_diffusion.mil.ordinary import varied
+from ssl_diffusion.mil.ordinary import ordinary_copies, varied
+from ssl_diffusion.weights.encoder import load_encoder
 
 
 def command(module, **flags):
@@ -69,6 +72,8 @@ def synthetic(given, tmp_path_factory):
         with pytest.raises(InputError, match="other settings"):
             command(augment_slides, output=folder, **given | {"seed": 5})
         assert {f.name: f.stat().st_mtime_ns for f in work.glob("*.png")} == kept
+        damaged = work / "000001.png"  # is made again
+        damaged.write_bytes(damaged.read_bytes()[:99])
     finally:
         augment_slides.replacing = original
     command(augment_slides, output=folder, **given)
@@ -108,6 +113,8 @@ def test_a_synthetic_slide_has_the_label_and_the_places_of_its_parent(synthetic,
     told = records.metadata[SYNTHETIC]
     assert (told["split"], told["regions"], told["interpolate"]) == ("train", 16, 0.25)
     assert records.count("test") == 0
+    for folder in (synthetic, planted):
+        assert "<h1>" in (folder / "index.html").read_text()
 
 
 def test_what_cannot_be_varied_is_refused(given, tmp_path, records_dir):
@@ -123,29 +130,100 @@ def test_what_cannot_be_varied_is_refused(given, tmp_path, records_dir):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_report_compares_all_arms(planted, synthetic, tmp_path):
-    flags = {"records": planted, "synthetic": synthetic, "output": tmp_path, "steps": 2}
-    command(evaluate_mil, **flags, fractions="0.01,1", models="abmil", seeds=2)
-    report = json.loads((tmp_path / "report.json").read_text())
+@pytest.fixture(scope="module")
+def evaluated(planted, synthetic, tmp_path_factory):
+    """The flags of a small run of evaluate_mil, which was run."""
+    folder = tmp_path_factory.mktemp("mil") / "report"
+    flags = {"records": planted, "synthetic": synthetic, "output": folder, "steps": 2, "seeds": 2}
+    flags |= {"fractions": "0.01,1,1", "models": "abmil,abmil"}
+    command(evaluate_mil, **flags)
+    return flags
+
+
+def test_the_report_compares_all_arms(evaluated):
+    folder = evaluated["output"]
+    report = json.loads((folder / "report.json").read_text())
     assert report["slides"] == {"real": 4, "synthetic": 4, "ordinary": 4, "test": 4}
     assert [trial["real_slides"] for trial in report["trials"]] == [2, 4]
     full = report["trials"][1]["arms"]
-    assert {arm: one["slides"] for arm, one in full.items()} == {
-        "real": [4, 4],
-        "real_synthetic": [8, 8],
-        "synthetic": [4, 4],
-        "real_ordinary": [8, 8],
+    assert {arm: (one["slides"], one["added"]) for arm, one in full.items()} == {
+        "real": ([4, 4], [0, 0]),
+        "real_synthetic": ([8, 8], [4, 4]),
+        "synthetic": ([4, 4], [4, 4]),
+        "real_ordinary": ([8, 8], [4, 4]),
     }
+    few = report["trials"][0]["arms"]
+    synthetic, ordinary = ("real_synthetic" in few, "real_ordinary" in few)
+    assert synthetic == ordinary and (
+        not synthetic or few["real_synthetic"]["added"] == few["real_ordinary"]["added"]
+    )
     assert full["real"]["auc"]["difference"]["value"] == 0
     assert 0 <= full["synthetic"]["auc"]["value"] <= 1
     assert full["real"]["attention"]["area"]["value"] >= 0
     assert report["told_instances"]["area"]["value"] > 0.5
-    assert any("0.01 of 4 slides became 2" in remark for remark in report["remarks"])
-    page = (tmp_path / "report.html").read_text()
-    assert "http" not in page.replace("http://www.w3.org", "") and "real + synthetic" in page
-    for refused in ({"fractions": "0,1"}, {"models": "transmil"}, {"synthetic": planted}):
-        with pytest.raises(InputError):
-            command(evaluate_mil, **flags | refused)
+    assert any("1 % of 4 slides became 2" in remark for remark in report["remarks"])
+    page = (folder / "report.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "") and "4 + 4" in page
+    assert "(too few slides for an interval)" in page and "one in twenty" in page
+    assert (folder / "attention.png").stat().st_size > 1000
+
+
+def test_a_stopped_evaluation_goes_on(evaluated, monkeypatch):
+    """Nothing is trained that is kept; a picture that fails leaves the numbers."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(experiment, "fit", refuse)
+    folder = evaluated["output"]
+    before = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").unlink()
+    monkeypatch.setattr(evaluate_mil, "scores_figure", refuse)
+    with pytest.raises(AssertionError):
+        command(evaluate_mil, **evaluated)
+    assert json.loads((folder / "report.json").read_text())["trials"] == before["trials"]
+
+
+def test_what_would_mislead_is_refused(evaluated, planted, synthetic):
+    refused = {
+        "--fractions=0,1; expected": {"fractions": "0,1"},
+        "--models=transmil; expected": {"models": "transmil"},
+        "--models=; expected": {"models": ""},
+        "holds no synthetic slides": {"synthetic": planted},
+    }
+    for message, changes in refused.items():
+        with pytest.raises(InputError, match=message):
+            command(evaluate_mil, **evaluated | changes)
+    real, test = (read_bags(open_records(planted), split) for split in ("train", "test"))
+    # Slides of which blocks are held out, and slides of a patient whose others are trained on.
+    with pytest.raises(InputError, match="is in the split test, and .* --split=sources"):
+        evaluate_mil.check_apart(open_records(planted), real, [*test, real[0]])
+    patient = [
+        dataclasses.replace(bags[0], name=f"TCGA-A1-0001-{i}.svs")
+        for i, bags in enumerate((real, test))
+    ]
+    with pytest.raises(InputError, match="of the same TCGA-A1-0001; 1 of 1 test slides"):
+        evaluate_mil.check_apart(open_records(planted), patient[:1], patient[1:])
+    evaluate_mil.check_apart(open_records(planted), real, test)
+    other = open_records(synthetic)
+    other.metadata[SYNTHETIC]["records_sha256"] = "0" * 64
+    with pytest.raises(InputError, match="synthetic slides of other records"):
+        evaluate_mil.check_records(open_records(planted), other)
+
+
+def test_ordinary_variations_are_of_the_cells_of_synthetic_slides(planted):
+    records = open_records(planted)
+    bag = read_bags(records, "train")[1]
+    fields = ("features", "x", "y", "rows", "planted")
+    twice = {name: getattr(bag, name)[[*range(16), 0]] for name in fields}
+    twice["x"] = np.append(bag.x, 32)  # the last patch overlaps two others
+    stray = dataclasses.replace(bag, **twice)
+    made = [dataclasses.replace(bag, name=f"{bag.name}#synthetic{i}") for i in range(2)]
+    encoder = load_encoder(planted / "encoder")
+    first, second = ordinary_copies(records, "train", [stray], made, encoder, 0)
+    assert (first.name, first.parents) == (f"{bag.name}#ordinary0", (bag.name,))
+    np.testing.assert_array_equal(first.x, bag.x)  # without the stray patch
+    assert len(first.features) == 16 and (first.features != second.features).any()
 
 
 def test_pictures_lie_as_the_patches_do(planted):
@@ -157,7 +235,12 @@ def test_pictures_lie_as_the_patches_do(planted):
     image = records.source("test", ("image",))[int(bag.rows[last])]["image"]
     np.testing.assert_array_equal(picture[-64:, -64:], image)
     ranks = rank_map(bag, np.arange(16.0), 64)
-    assert ranks.shape == (4, 4) and ranks[-1, -1] == last / 15
+    assert ranks.shape == (256, 256) and (ranks[-64:, -64:] == np.float32(last / 15)).all()
+    # As coordinates of real slides are: no picture of every pixel.
+    far = dataclasses.replace(bag, x=bag.x * 1237 + 1, y=bag.y * 1237)
+    ranks = rank_map(far, np.arange(16.0), 64)
+    assert max(ranks.shape) <= 514 and np.nanmax(ranks) == 1 and np.isnan(ranks).any()
+    assert slide_picture(records, "test", far).shape[:2] == ranks.shape
 
 
 def test_ordinary_variations_are_each_patch_its_own():

@@ -7,7 +7,7 @@ from ssl_diffusion.data.records import open_records
 from ssl_diffusion.data.writer import Layout, RecordsWriter
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.mil.bags import Bag, check_classes, read_bags
-from ssl_diffusion.mil.planted import Tiles, find_tiles, haematoxylin, mosaic
+from ssl_diffusion.mil.planted import Tiles, find_tiles, mosaic
 from ssl_diffusion.mil.synthetic import Copy, cells_of, copies_of, parents_of, regions_of
 
 PX = 8
@@ -54,7 +54,7 @@ def test_unlabelled_records_and_single_classes_are_refused(tmp_path):
 
 def slide(name, places, label=0):
     x, y = (np.array(values) for values in zip(*places, strict=True))
-    features = np.random.default_rng(len(places)).standard_normal((len(x), 3)).astype(np.float32)
+    features = np.random.default_rng(len(places)).standard_normal((len(x), 4)).astype(np.float32)
     return Bag(name, label, features, x, y, np.arange(len(x)), None, (name,))
 
 
@@ -63,6 +63,7 @@ def test_cells_are_the_lattice_of_most_patches():
     cells = cells_of(slide("s", [(2, 3), (10, 3), (18, 11), (2, 7)]), PX)
     assert (cells.left, cells.top) == (2, 3)
     np.testing.assert_array_equal(cells.index, [[0, 1, -1], [-1, -1, 2]])
+    np.testing.assert_array_equal(cells.patches, [0, 1, 2])
 
 
 def test_regions_cover_the_tissue_and_holes_take_the_nearest_cell():
@@ -74,7 +75,7 @@ def test_regions_cover_the_tissue_and_holes_take_the_nearest_cell():
     found = np.concatenate([one.index[one.present] for one in regions])
     assert sorted(found.tolist()) == [0, 1, 2, 3, 4]
     features = cells.bag.features
-    np.testing.assert_array_equal(regions[0].grid(), np.broadcast_to(features[0], (2, 2, 3)))
+    np.testing.assert_array_equal(regions[0].grid(), np.broadcast_to(features[0], (2, 2, 4)))
     right = regions[1].grid()
     np.testing.assert_array_equal(right[0], features[[1, 2]])
     assert (right[1, 1] == features[2]).all() or (right[1, 1] == features[3]).all()
@@ -95,21 +96,18 @@ def test_copies_go_towards_others_of_their_class():
     assert found["s2#synthetic0"] == ["s2"]
     assert all("s2" not in parents for name, parents in found.items() if name < "s2")
     copy = next(copy for copy in copies if copy.partner.cells is not copy.region.cells)
-    np.testing.assert_allclose(copy.grid(0.0), copy.region.grid(), atol=1e-6)
-    np.testing.assert_allclose(copy.grid(1.0), copy.partner.grid(), atol=1e-6)
+    for amount, of in ((0.0, copy.region), (1.0, copy.partner)):
+        grid = copy.grid(amount, 1)
+        np.testing.assert_allclose(grid, of.grid()[:, :, None], atol=1e-5)
+    # Half way a token has the mean length of both, whatever the lengths of other tokens.
+    half, ends = copy.grid(0.5, 2), (copy.region.grid(), copy.partner.grid())
+    assert half.shape == (2, 2, 2, 2)
+    lengths = [np.linalg.norm(end.reshape(half.shape), axis=-1) for end in ends]
+    np.testing.assert_allclose(np.linalg.norm(half, axis=-1), np.mean(lengths, 0), rtol=1e-3)
     assert all(copy.partner is None for copy in copies_of(regions, 1, False, seed=0))
     alone = copies_of(regions[-2:-1], 1, True, seed=0)  # the only one of its class
     assert alone[0].partner is None
-    assert isinstance(alone[0], Copy) and alone[0].grid(0.5).shape == (2, 2, 3)
-
-
-def test_haematoxylin_is_denser_in_blue_than_in_pink():
-    blue, pink, white = (
-        np.full((4, 4, 3), colour, np.uint8)
-        for colour in ((110, 90, 160), (230, 150, 190), (255, 255, 255))
-    )
-    assert haematoxylin(blue) > 2 * haematoxylin(pink)
-    assert haematoxylin(white) == pytest.approx(0, abs=1e-9)
+    assert isinstance(alone[0], Copy) and alone[0].grid(0.5, 1).shape == (2, 2, 1, 4)
 
 
 def test_a_mosaic_holds_the_planted_kind_in_its_rectangle_alone():

@@ -142,7 +142,18 @@ def embeddings_of(
         return own
     other = _stacked(source, wanted.partner)
     part = np.broadcast_to(wanted.weight[:, None], own.shape[:2]).astype(np.float32)
-    # Directions and lengths apart: a longer embedding would draw the arc to its side.
+    return part_way(own, other, part)
+
+
+def part_way(
+    own: Float[np.ndarray, "n tokens dim"],
+    other: Float[np.ndarray, "n tokens dim"],
+    part: Float[np.ndarray, "n tokens"],
+) -> Float[np.ndarray, "n tokens dim"]:
+    """Each token `part` (0 to 1) of the way to the other: its direction on the arc between both.
+
+    Its length is on the line: a longer embedding would draw the arc to its side.
+    """
     first, last = (np.linalg.norm(end, axis=-1, keepdims=True) for end in (own, other))
     ends = own / np.maximum(first, 1e-12), other / np.maximum(last, 1e-12)
     length = (1 - part[..., None]) * first + part[..., None] * last

@@ -1,5 +1,6 @@
 """Pictures of the MIL report: scores over the number of slides, and where attention lies."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from ssl_diffusion.mil.experiment import ARMS
 
 COLOURS = dict(zip(ARMS, ("#85807c", "#b8326e", "#c99a2e", "#2f6db5"), strict=True))
 PICTURE_PX = 512  # longest side of a slide's picture
-LEAST_PX = 2  # of a patch in it
+LEAST_PX = 2  # side of a patch in it
 
 
 def scores_figure(trials: Sequence[Mapping[str, Any]], measure: str, title: str) -> bytes:
@@ -44,7 +45,7 @@ def scores_figure(trials: Sequence[Mapping[str, Any]], measure: str, title: str)
             value = np.array([found["value"] for _, found in points])
             ends = np.array([[found["low"], found["high"]] for _, found in points], float)
             ends = np.where(np.isnan(ends), value[:, None], ends)
-            spread = np.abs(ends - value[:, None]).T
+            spread = np.maximum((ends - value[:, None]) * [-1, 1], 0).T
             axes.errorbar(
                 across, value, spread, label=name, color=COLOURS[arm], marker="o", markersize=4
             )
@@ -56,7 +57,13 @@ def scores_figure(trials: Sequence[Mapping[str, Any]], measure: str, title: str)
         axes.set_xlabel("real training slides")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel(title)
-    panels[0, -1].legend(frameon=False, fontsize=8)
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(ARMS),
+        frameon=False,
+        fontsize=8,
+    )
     return png_of(figure)
 
 
@@ -105,12 +112,7 @@ def attention_figure(
 
 def slide_picture(records: Records, split: str, bag: Bag) -> UInt8[np.ndarray, "h w 3"]:
     """A slide of its recorded patches, white elsewhere, at most about 512 px large."""
-    patch_px = records.metadata["patch_px"]
-    left, top = int(bag.x.min()), int(bag.y.min())
-    longest = max(int(bag.x.max()) - left, int(bag.y.max()) - top) + patch_px
-    side = max(LEAST_PX, round(patch_px * min(1.0, PICTURE_PX / longest)))
-    scale = side / patch_px
-    at_x, at_y = _places(bag.x, left, scale), _places(bag.y, top, scale)
+    at_x, at_y, side = _places(bag, records.metadata["patch_px"])
     picture = np.full((int(at_y.max()) + side, int(at_x.max()) + side, 3), 255, np.uint8)
     source = records.source(split, ("image",))
     for row, x, y in zip(bag.rows.tolist(), at_x.tolist(), at_y.tolist(), strict=True):
@@ -122,18 +124,28 @@ def slide_picture(records: Records, split: str, bag: Bag) -> UInt8[np.ndarray, "
 def rank_map(
     bag: Bag, attention: Float[np.ndarray, " n"], patch_px: int
 ) -> Float[np.ndarray, "h w"]:
-    """The rank of each patch's attention in its slide, 0 to 1, as it lies; NaN where none is."""
-    left, top = int(bag.x.min()), int(bag.y.min())
-    offsets = np.concatenate([bag.x - left, bag.y - top])
-    unit = int(np.gcd.reduce(np.append(offsets, patch_px)))  # pixels of a slide that share a value
-    size = patch_px // unit
-    rows, cols = (bag.y - top) // unit, (bag.x - left) // unit
+    """The rank of each patch's attention in its slide, 0 to 1, as it lies; NaN where none is.
+
+    As large as `slide_picture`.
+    """
+    at_x, at_y, side = _places(bag, patch_px)
     ranks = attention.argsort().argsort() / max(len(attention) - 1, 1)
-    found = np.full((int(rows.max()) + size, int(cols.max()) + size), np.nan)
-    for row, col, rank in zip(rows.tolist(), cols.tolist(), ranks, strict=True):
-        found[row : row + size, col : col + size] = rank
+    found = np.full((int(at_y.max()) + side, int(at_x.max()) + side), np.nan, np.float32)
+    for x, y, rank in zip(at_x.tolist(), at_y.tolist(), ranks, strict=True):
+        found[y : y + side, x : x + side] = rank
     return found
 
 
-def _places(values: Int[np.ndarray, " n"], first: int, scale: float) -> Int[np.ndarray, " n"]:
-    return np.round((values - first) * scale).astype(int)
+def _places(bag: Bag, patch_px: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], int]:
+    """Corners (x, y) of a slide's patches in a picture of it, and their side there, pixels.
+
+    The picture is at most PICTURE_PX large and a patch's side more, however far patches lie apart.
+    """
+    left, top = int(bag.x.min()), int(bag.y.min())
+    longest = max(int(bag.x.max()) - left, int(bag.y.max()) - top) + patch_px
+    scale = min(1.0, PICTURE_PX / longest)
+    at_x, at_y = (
+        np.floor((values - first) * scale).astype(int)
+        for values, first in ((bag.x, left), (bag.y, top))
+    )
+    return at_x, at_y, max(LEAST_PX, math.ceil(patch_px * scale))  # no gaps between neighbours

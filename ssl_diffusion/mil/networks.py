@@ -2,9 +2,12 @@
 
 Each takes `features` float32 [b, n, d] and `mask` bool [b, n], true where an instance is real (one
 or more of every bag), and gives an `Output`. What stands in the padding changes nothing. Classes
-exclude each other: logits go through a softmax.
+exclude each other: logits go through a softmax. All begin with a dense layer and ReLU, of one width
+for all, so that they compare; none has dropout. Where else they depart from their papers is said
+with each.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -32,7 +35,11 @@ class Output(NamedTuple):
 
 
 class ABMIL(nn.Module):
-    """Gated attention pooling (Ilse et al. 2018, arXiv 1802.04712, eq. 7 and 9)."""
+    """Gated attention pooling (Ilse et al. 2018, arXiv 1802.04712, eq. 7 and 9).
+
+    The paper has one sigmoid for two classes, and its gates have as many units as it chose for each
+    data set; here they have half the width.
+    """
 
     classes: int
     width: int = 128
@@ -63,14 +70,19 @@ class CLAMSB(ABMIL):
 
     In training every class has a linear layer that tells its evidence from what is none. Its
     targets are the network's own: for the layer of the bag's class the `cluster` instances of
-    highest attention are evidence and as many of the lowest are not; for the other classes, which
-    exclude it, those of highest attention are not. The instance loss is cross-entropy (the paper's
-    is the smooth SVM), and weighs `1 - bag_weight`. Of a bag of fewer than twice as many instances
-    half are highest and half lowest.
+    highest attention are evidence and as many of the lowest are not; for the other classes, if
+    they are `exclusive`, those of highest attention are not. The paper does the latter for subtypes
+    that exclude each other, not where one class is the absence of the other ("clam_sb_detection").
+    The instance loss weighs `1 - bag_weight`.
+
+    The paper's instance loss is the smooth SVM, here it is cross-entropy; its hidden layer has 512
+    units and dropout. Of a bag of fewer than twice `cluster` instances half are highest and half
+    lowest; means are over the instances that count.
     """
 
     cluster: int = 8
     bag_weight: float = 0.7
+    exclusive: bool = True
 
     def setup(self) -> None:
         super().setup()
@@ -88,10 +100,11 @@ class CLAMSB(ABMIL):
             return jnp.take_along_axis(evidence, chosen[..., None, None], axis=1)
 
         positive = jnp.broadcast_to(of_class, of(highest).shape[:-1]).astype(int)
-        losses = _cross_entropy(of(highest), positive) * high[..., None]
+        layers = 1.0 if self.exclusive else of_class  # that learn from the highest
+        losses = _cross_entropy(of(highest), positive) * high[..., None] * layers
         losses_low = _cross_entropy(of(lowest), jnp.zeros_like(positive))
         losses_low = losses_low * low[..., None] * of_class
-        counted = high.sum(axis=1) * self.classes + low.sum(axis=1)
+        counted = high.sum(axis=1) * (self.classes if self.exclusive else 1) + low.sum(axis=1)
         instance = (losses + losses_low).sum(axis=(1, 2)) / jnp.maximum(counted, 1)
         bag = _cross_entropy(logits, labels)
         return self.bag_weight * bag + (1 - self.bag_weight) * instance
@@ -104,12 +117,16 @@ class CLAMSB(ABMIL):
 
 
 class DSMIL(nn.Module):
-    """Two streams (Li et al. 2021, arXiv 2011.08939, eq. 3 to 7).
+    """Two streams (Li et al. 2021, arXiv 2011.08939).
 
     The first classifies every instance and takes, for each class, the highest score, that of the
     critical instance. The second weighs every instance by how its query is like that of the
-    critical one (a softmax of dot products, over the root of their length) and classifies the sum
-    of values. The bag's logits are the mean of both; so is the loss.
+    critical one (a softmax of dot products) and classifies the sum of values. The bag's logits are
+    the mean of both; so is the loss.
+
+    Other than in the paper dot products are divided by the root of the width, instances go through
+    a dense layer and ReLU first, classes share a softmax where the paper has a sigmoid for each,
+    and the second stream's classifier sees, for each class, the sum of values for that class alone.
     """
 
     classes: int
@@ -145,11 +162,16 @@ class DSMIL(nn.Module):
         return scores.max(axis=1), pooled, attention.swapaxes(1, 2)
 
 
-MODELS = {"abmil": ABMIL, "clam_sb": CLAMSB, "dsmil": DSMIL}
+MODELS = {
+    "abmil": ABMIL,
+    "clam_sb": CLAMSB,
+    "clam_sb_detection": partial(CLAMSB, exclusive=False),
+    "dsmil": DSMIL,
+}
 
 
 class _GatedAttention(nn.Module):
-    """w (tanh(V h) * sigmoid(U h)), softmax over a bag (Ilse et al. 2018, eq. 9)."""
+    """w (tanh(V h) * sigmoid(U h)), softmax over a bag (Ilse et al. 2018, eq. 9), with biases."""
 
     width: int
 

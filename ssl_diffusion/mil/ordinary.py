@@ -12,6 +12,7 @@ from ssl_diffusion.data.records import Records
 from ssl_diffusion.encoders.augment import strong_augment
 from ssl_diffusion.encoders.encoder import SSLEncoder, padded_chunks
 from ssl_diffusion.mil.bags import Bag
+from ssl_diffusion.mil.synthetic import MARK, cells_of
 
 # Of every patch its own draw: a flip or turn, a crop of 80 % or more, and colours as stains differ.
 ORDINARY = {
@@ -25,18 +26,34 @@ ORDINARY = {
 
 
 def ordinary_copies(
-    records: Records, split: str, bags: list[Bag], encoder: SSLEncoder, per_slide: int, seed: int
+    records: Records, split: str, real: list[Bag], made: list[Bag], encoder: SSLEncoder, seed: int
 ) -> list[Bag]:
-    """`per_slide` bags of each bag: its patches, varied one by one and embedded again."""
+    """For each synthetic bag one of its own slide: patches varied one by one and embedded again.
+
+    Args:
+      records: of the real slides.
+      split: theirs.
+      real: bags of these.
+      made: synthetic bags of these.
+      encoder: of the records.
+      seed: of all variations.
+
+    Returns:
+      In the order of `made`, each of the patches on the lattice that synthetic slides have.
+    """
     source = records.source(split, ("image",))
+    by_name = {bag.name: bag for bag in real}
     copies = []
-    for bag in tqdm(bags, desc="ordinary augmentation", unit="slide"):
-        images = np.stack([source[int(row)]["image"] for row in bag.rows])
-        for number in range(per_slide):
-            key = jax.random.fold_in(jax.random.key(seed), len(copies))
-            features = encoder.embed(varied(images, key)).reshape(len(images), -1)
-            name = f"{bag.name}#ordinary{number}"
-            copies.append(dataclasses.replace(bag, name=name, features=features))
+    for number, one in enumerate(tqdm(made, desc="ordinary augmentation", unit="slide")):
+        bag = by_name[one.name.rpartition(MARK)[0]]
+        chosen = cells_of(bag, records.metadata["patch_px"]).patches
+        images = np.stack([source[int(row)]["image"] for row in bag.rows[chosen]])
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        features = encoder.embed(varied(images, key)).reshape(len(images), -1)
+        name = one.name.replace(MARK, "#ordinary")
+        planted = None if bag.planted is None else bag.planted[chosen]
+        at = {"x": bag.x[chosen], "y": bag.y[chosen], "rows": bag.rows[chosen]}
+        copies.append(dataclasses.replace(bag, name=name, features=features, planted=planted, **at))
     return copies
 
 

@@ -18,7 +18,7 @@ HEAD = (
     "model",
     "real slides",
     "trained on",
-    "slides",
+    "training slides",
     "AUC",
     "AUC, difference from real",
     "balanced accuracy",
@@ -41,17 +41,22 @@ def html_page(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         "nothing was made of.</p>\n",
         section(
             "Scores",
-            "Brackets are 95 % intervals of a bootstrap over test slides and seeds; every seed "
-            "draws other training slides. Differences are paired: the same training slides, seeds "
-            "and test slides. One that holds 0 shows nothing either way.",
+            f"Means over {report['seeds']} seeds, each of which draws other training slides. "
+            "Brackets are 95 % t intervals of both kinds of luck, that of seeds and that of test "
+            "slides (bootstrapped). Differences are paired: the same training slides, seeds and "
+            "test slides. One that holds 0 shows nothing either way; and of the "
+            f"{differences(report)} differences in this table one in twenty is expected to exclude "
+            "0 where nothing differs: a single one that does is no finding."
+            + (" One seed tells nothing of the luck of seeds." if report["seeds"] == 1 else ""),
             table(HEAD, rows(report)),
         ),
         section("AUC over the number of real slides", "", images["auc.png"]),
         section(
             "Attention",
-            "Of networks trained on real slides alone (the largest fraction, the first seed), for "
-            "the slide's own class: the rank of each patch in its slide, bright the highest. "
-            "Frames are patches known to make the label." + _ceiling(report["told_instances"]),
+            "Pictures are of networks trained on real slides alone (the largest fraction, the "
+            "first seed), for the slide's own class: the rank of each patch in its slide, bright "
+            "the highest. Frames are patches known to make the label; the table's columns of these "
+            "are over all slides that have some, and all seeds." + _probe(report["told_instances"]),
             images["attention.png"],
         ),
         section("Remarks", "", f"<ul>{''.join(map(_item, report['remarks']))}</ul>"),
@@ -83,9 +88,9 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
             found.append(
                 [
                     trial["model"],
-                    f"{trial['real_slides']} ({trial['fraction']:.0%})",
+                    f"{trial['real_slides']} ({100 * trial['fraction']:g} %)",
                     ARMS[arm],
-                    "/".join(map(str, sorted(set(numbers["slides"])))),
+                    _counts(numbers),
                     _told(auc),
                     differences[0],
                     _told(accuracy),
@@ -96,13 +101,29 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
     return found
 
 
-def _ceiling(found: Mapping[str, Any] | None) -> str:
+def differences(report: Mapping[str, Any]) -> int:
+    """How many differences from real slides the table has: of two measures for every other arm."""
+    return sum(2 * (len(trial["arms"]) - 1) for trial in report["trials"])
+
+
+def _counts(numbers: Mapping[str, Any]) -> str:
+    """Real and added slides, as "6 + 4"; of several seeds the fewest and the most."""
+    added = numbers["added"]
+    real = [all_ - more for all_, more in zip(numbers["slides"], added, strict=True)]
+    parts = [
+        f"{min(part)}" + (f"–{max(part)}" if min(part) != max(part) else "")
+        for part in (real, added)
+    ]
+    return " + ".join(part for part in parts if part != "0")
+
+
+def _probe(found: Mapping[str, Any] | None) -> str:
     if not found:
         return ""
     return (
-        " A logistic regression that was told which training patches are planted tells them with "
-        f"an AUC of {_told(found['area'])}, and its highest patch is one in "
-        f"{_told(found['first'], '.2f')} of the slides: about what attention can reach."
+        " For comparison, a linear probe (logistic regression) that was told every training "
+        f"instance tells planted patches with an AUC of {_told(found['area'])}, and its highest "
+        f"patch is one in {_told(found['first'], '.2f')} of the slides."
     )
 
 
@@ -115,7 +136,7 @@ def _attention(found: Mapping[str, Any] | None) -> list[str]:
 
 def _told(estimate: Mapping[str, Any], form: str = ".3f") -> str:
     if estimate["low"] is None:
-        return format(estimate["value"], form)
+        return f"{format(estimate['value'], form)} (too few slides for an interval)"
     low, high = format(estimate["low"], form), format(estimate["high"], form)
     return f"{format(estimate['value'], form)} [{low}, {high}]"
 

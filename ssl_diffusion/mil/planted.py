@@ -10,10 +10,11 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from ssl_diffusion.data.grids import Grids, open_grids
+from ssl_diffusion.augmentation.pixel_labels import CHUNK, haematoxylin_fraction
+from ssl_diffusion.data.grids import open_grids
 from ssl_diffusion.data.records import Records
 from ssl_diffusion.data.writer import Layout, RecordsWriter
 from ssl_diffusion.errors import InputError
@@ -26,8 +27,6 @@ LARGEST = 2  # tiles along a side of the planted rectangle, drawn from 1 to this
 # Quantiles of the training tiles' haematoxylin: common tissue lies below the first, the planted
 # kind above the second; those between are in no slide.
 COMMON, DENSE = 0.6, 0.85
-# Optical density of haematoxylin, eosin and DAB in red, green, blue (Ruifrok & Johnston 2001).
-STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +35,6 @@ class Tiles:
 
     common: Int[np.ndarray, "n tile tile"]
     planted: Int[np.ndarray, "m tile tile"]
-
-
-def haematoxylin(image: UInt8[np.ndarray, "h w 3"]) -> float:
-    """Mean optical density of haematoxylin by colour deconvolution (Ruifrok & Johnston 2001)."""
-    stains = STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True)
-    density = -np.log10(np.maximum(image.astype(np.float64), 1) / 255)
-    return float((density @ np.linalg.inv(stains)[:, 0]).mean())
 
 
 def find_tiles(records: Records, kind: str) -> dict[str, Tiles]:
@@ -62,7 +54,7 @@ def find_tiles(records: Records, kind: str) -> dict[str, Tiles]:
         tiles = tiles[(tiles >= 0).all(axis=(1, 2))]
         rows = grids.facts["row"][tiles]
         if kind == HAEMATOXYLIN:
-            density = _density(records, split, grids)[tiles].mean(axis=(1, 2))
+            density = _density(records, split)[rows].mean(axis=(1, 2))
             limits = np.quantile(density, [COMMON, DENSE]) if limits is None else limits
             common, planted = density <= limits[0], density >= limits[1]
         else:
@@ -78,10 +70,12 @@ def find_tiles(records: Records, kind: str) -> dict[str, Tiles]:
     return found
 
 
-def _density(records: Records, split: str, grids: Grids) -> Float[np.ndarray, " n"]:
+def _density(records: Records, split: str) -> Float[np.ndarray, " n"]:
+    """Of every patch of a split."""
     source = records.source(split, ("image",))
-    rows = tqdm(grids.facts["row"].tolist(), desc="haematoxylin", unit="patch")
-    return np.array([haematoxylin(source[row]["image"]) for row in rows])
+    chunks = source.chunks("image", CHUNK)
+    bar = tqdm(chunks, desc="haematoxylin", total=-(-len(source) // CHUNK), unit="chunk")
+    return np.concatenate([haematoxylin_fraction(images) for images in bar])
 
 
 def mosaic(

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import stats
 
-from ssl_diffusion.evaluation.intervals import DRAWS, Estimate, resamples
+from ssl_diffusion.evaluation.intervals import COVERED, Estimate, resamples
 from ssl_diffusion.mil.bags import Bag
 
 
@@ -67,65 +68,71 @@ def compare(
       seed: of the bootstrap.
 
     Returns:
-      By arm and measure `value`, `low`, `high` (mean over seeds; the bootstrap draws test slides,
-      and seeds, for these are other training slides), `seeds` (the value of each) and `difference`
-      (an Estimate's entries; the same draws in both arms, so paired). Intervals are None where a
-      draw cannot tell of one.
+      By arm and measure `value`, `low`, `high` (mean over seeds, which are other training slides;
+      `Estimate.over_seeds`), `seeds` (the value of each) and `difference` (an Estimate's entries;
+      of the same seeds and bootstrap draws in both arms, so paired). Intervals are None where no
+      draw differs: too few slides.
     """
-    count, seeds = len(labels), len(next(iter(arms.values())))
-    slides = np.concatenate([np.ones((1, count), int), resamples(count, seed=seed)])
-    of_seeds = np.concatenate([np.ones((1, seeds), int), resamples(seeds, seed=seed + 1)])
+    units = int(np.bincount(labels)[np.unique(labels)].min())  # the rarer class decides the spread
+    slides = np.concatenate([np.ones((1, len(labels)), int), resamples(len(labels), seed=seed)])
     table: dict[str, dict[str, dict]] = {arm: {} for arm in arms}
     for name, measure in MEASURES.items():
-        each = {
+        each = {  # [1 + draws, seeds], all slides first
             arm: np.stack([measure(one, labels, slides) for one in probabilities], axis=1)
             for arm, probabilities in arms.items()
         }
-        means = {arm: (values * of_seeds).sum(axis=1) / seeds for arm, values in each.items()}
-        for arm, drawn in means.items():
-            differences = drawn - means[baseline]
+        for arm, values in each.items():
+            difference = values - each[baseline]
             table[arm][name] = {
-                **vars(Estimate.of(float(drawn[0]), drawn[1:])),
-                "seeds": each[arm][0].tolist(),
-                "difference": vars(Estimate.of(float(differences[0]), differences[1:])),
+                **vars(_over_seeds(values, units, 0.0)),
+                "seeds": values[0].tolist(),
+                "difference": vars(_over_seeds(difference, units, -1.0)),
             }
     return table
 
 
-def attention_recovery(
-    bags: Sequence[Bag], attention: Sequence[Float[np.ndarray, "_ classes"]], seed: int = 0
-) -> dict[str, Estimate] | None:
+def recovery_of(
+    bags: Sequence[Bag], attention: Sequence[Float[np.ndarray, "_ classes"]]
+) -> Float[np.ndarray, "known 2"] | None:
     """Whether attention, that for the bag's own class, lies on the instances that make its label.
 
-    Of each bag that has both kinds of instances, averaged over these with a bootstrap over bags:
-    "area", the area under the ROC curve by which attention tells one kind from the other (chance
-    0.5); "first", whether the instance of highest attention makes the label (chance is "share", of
-    the instances that do). None where no bag says which instances make its label.
+    Of each bag that has both kinds of instances: the area under the ROC curve by which attention
+    tells one kind from the other, and whether the instance of highest attention makes the label, 1
+    or 0. None where no bag has both.
     """
     from sklearn.metrics import roc_auc_score  # a second to import
 
-    columns: dict[str, list[float]] = {"area": [], "first": [], "share": []}
+    rows = []
     for bag, weights in zip(bags, attention, strict=True):
-        if bag.planted is not None and bag.planted.any() and not bag.planted.all():
+        if _both_kinds(bag):
             own = weights[:, bag.label]
-            columns["area"].append(float(roc_auc_score(bag.planted, own)))
-            columns["first"].append(float(bag.planted[own.argmax()]))
-            columns["share"].append(float(bag.planted.mean()))
-    count = len(columns["area"])
-    if not count:
-        return None
-    draws = resamples(count, DRAWS, seed)
-    return {
-        name: Estimate.of(float(np.mean(values)), draws @ np.array(values) / count)
-        for name, values in columns.items()
-    }
+            rows.append([roc_auc_score(bag.planted, own), bag.planted[own.argmax()]])
+    return np.array(rows, float) if rows else None
+
+
+def attention_recovery(
+    bags: Sequence[Bag], recovery: Float[np.ndarray, "seeds known 2"], seed: int = 0
+) -> dict[str, Estimate]:
+    """`recovery_of` these bags by networks of several seeds, averaged over bags and seeds.
+
+    "area" (chance 0.5), "first" (chance is "share", of the instances that make the label). Where
+    all seeds and bags agree on "first", its interval is that of Clopper & Pearson (1934).
+    """
+    known = np.array([bag.planted.mean() for bag in bags if _both_kinds(bag)])
+    count = len(known)
+    draws = np.concatenate([np.ones((1, count), int), resamples(count, seed=seed)]) / count
+    area, first = (_over_seeds(draws @ recovery[:, :, column].T, count, 0.0) for column in range(2))
+    if first.low is None:
+        exact = stats.binomtest(round(first.value * count), count).proportion_ci(COVERED, "exact")
+        first = Estimate(first.value, float(exact.low), float(exact.high))
+    return {"area": area, "first": first, "share": Estimate(float(known.mean()), None, None)}
 
 
 def supervised_recovery(train: Sequence[Bag], test: Sequence[Bag]) -> dict[str, Estimate] | None:
-    """What attention could reach: `attention_recovery` of a probe that was told every instance.
+    """`attention_recovery` of a linear probe that was told every instance, for comparison.
 
     A logistic regression is fitted to the instances of the training bags; None where not both
-    kinds of instances are known.
+    kinds of instances are known. Attention is not linear and may find more; it was told less.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -140,4 +147,15 @@ def supervised_recovery(train: Sequence[Bag], test: Sequence[Bag]) -> dict[str, 
     ).fit(np.concatenate([bag.features for bag in known]), kinds)
     classes = 1 + max(bag.label for bag in test)
     found = [model.decision_function(bag.features)[:, None].repeat(classes, 1) for bag in test]
-    return attention_recovery(test, found)
+    recovery = recovery_of(test, found)
+    return None if recovery is None else attention_recovery(test, recovery[None])
+
+
+def _both_kinds(bag: Bag) -> bool:
+    return bag.planted is not None and len(np.unique(bag.planted)) == 2
+
+
+def _over_seeds(values: Float[np.ndarray, "draws seeds"], units: int, lowest: float) -> Estimate:
+    """Of the first row, the value of each seed, by the spread of the other rows over slides."""
+    values = np.round(values, 12)  # sums of equal numbers are to be equal
+    return Estimate.over_seeds(values[0], values[1:].mean(axis=1), units, lowest, 1.0)

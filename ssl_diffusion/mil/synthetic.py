@@ -4,13 +4,12 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.ndimage import distance_transform_edt
 
+from ssl_diffusion.augmentation.variations import part_way
 from ssl_diffusion.mil.bags import Bag
-from ssl_diffusion.stitching.grid import slerp
 
 MARK = "#synthetic"  # between a slide's name and the number of its copy
 
@@ -29,6 +28,11 @@ class Cells:
     left: int
     top: int
     index: Int[np.ndarray, "rows cols"]
+
+    @property
+    def patches(self) -> Int[np.ndarray, " n"]:
+        """Which patches of the bag have a cell, in its order."""
+        return np.sort(self.index[self.index >= 0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +103,15 @@ class Copy:
     partner: Region | None
     seed: int
 
-    def grid(self, amount: float) -> Float[np.ndarray, "side side d"]:
-        """The region's grid, `amount` of the way towards the partner's, cell by cell by slerp."""
+    def grid(self, amount: float, tokens: int) -> Float[np.ndarray, "side side {tokens} dim"]:
+        """The region's grid, `amount` of the way towards the partner's: cell by cell and token."""
         own = self.region.grid()
+        shape = *own.shape[:2], tokens, own.shape[2] // tokens
         if self.partner is None:
-            return own
-        ways = jnp.full(own.shape[:2], amount)
-        return np.asarray(slerp(jnp.asarray(own), jnp.asarray(self.partner.grid()), ways))
+            return own.reshape(shape)
+        ends = (grid.reshape(-1, *shape[2:]) for grid in (own, self.partner.grid()))
+        part = np.full((own.shape[0] * own.shape[1], tokens), amount, np.float32)
+        return part_way(*ends, part).reshape(shape)
 
 
 def copies_of(
