@@ -117,17 +117,23 @@ def main() -> None:
     with only_one(lock, refusal):
         if is_done(output, told):
             logging.info("variations in %s are there already", output)
-            return
-        begin(output, told)
-        drawn = draw_embeddings(prior, wanted, labels, SEED.value) if prior else None
-        plan = sampling.plan(model.schedule)
-        denoisers = sampling.denoisers(model.schedule, plan, model.denoiser)
-        work = Work(records, SPLIT.value, model, labels, wanted, drawn, told, output)
-        made = partial(sample, model, plan, denoisers, seed=SEED.value)
-        devices = jax.device_count()
-        work.do(made, -(-BATCH.value // devices) * devices)  # as many on every device
-        work.finish()
+        else:
+            begin(output, told)
+            drawn = draw_embeddings(prior, wanted, labels, SEED.value) if prior else None
+            work = Work(records, SPLIT.value, model, labels, wanted, drawn, told, output)
+            make(work, sampling)
     lock.unlink(missing_ok=True)
+
+
+def make(work: Work, sampling: Sampling) -> None:
+    """Samples what is not there yet and writes the records."""
+    model = work.model
+    plan = sampling.plan(model.schedule)
+    denoisers = sampling.denoisers(model.schedule, plan, model.denoiser)
+    devices = jax.device_count()
+    made = partial(sample, model, plan, denoisers, seed=SEED.value)
+    work.do(made, -(-BATCH.value // devices) * devices)  # as many on every device
+    work.finish()
 
 
 def as_cut(records: Records) -> np.ndarray:

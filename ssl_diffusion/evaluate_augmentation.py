@@ -179,10 +179,11 @@ def parse_fractions(words: list[str]) -> list[float]:
 def sheet(compared: Comparison) -> np.ndarray:
     """Originals spread over the pool, with up to three of their variations each."""
     pool = compared.pool
-    picks = np.linspace(0, len(pool.originals) - 1, min(SHEET, len(pool.originals))).astype(int)
+    varied, each = np.unique(pool.varied[pool.varied >= 0], return_counts=True)
+    picks = np.linspace(0, len(varied) - 1, min(SHEET, len(varied))).astype(int)
     groups, names = [], []
-    most = min(3, int(np.bincount(pool.varied[pool.varied >= 0]).min()))
-    for pick in picks:
+    most = min(3, int(each.min()))
+    for pick in varied[picks]:
         rows = np.flatnonzero(pool.varied == pick)[:most]
         groups.append([*pool.images(0, np.array([pick])), *pool.images(1, rows)])
         names.append(compared.names[pool.label[pick]])

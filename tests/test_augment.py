@@ -252,10 +252,10 @@ def test_what_is_left_out_is_told(tmp_path):
     assert (told["patches"], told["unlabelled"], told["of_other_classes"]) == (2, 1, 1)
     assert "1 test patches of classes that no varied patch has were left out." in compared.remarks
     assert compared.pool.partner.tolist() == [2, 3, 0, -1]
-    foreign = pair(tmp_path / "b", train, test, partner=(5, 3, 0, 1), how="interpolate")
+    foreign = pair(tmp_path / "b", train, test, partner=(5, 3, 5, 1), how="interpolate")
     compared = read_comparison(*foreign, "class")
-    assert compared.pool.varied.tolist() == [-1, 1, 2, 3]
-    with pytest.raises(InputError, match="both ends among them"):  # 0 goes with a patch of class 1
+    assert compared.pool.varied.tolist() == [-1, 1, -1, 3]
+    with pytest.raises(InputError, match="both ends among them"):
         check_arms(compared, [0.1], 1)
 
 

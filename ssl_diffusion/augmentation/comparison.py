@@ -42,7 +42,7 @@ class Classifier:
 class Embedded:
     """Embeddings of the pool's images, by kind, and of the test patches; `images` are digests."""
 
-    pool: tuple[Float[np.ndarray, "n d"], ...]
+    pool: tuple[Float[np.ndarray, "_ d"], ...]
     test: Float[np.ndarray, "m d"]
     images: dict[str, str]
 
@@ -132,8 +132,9 @@ def compare(
 ) -> list[dict[str, Any]]:
     """A row for each classifier, fraction and arm; each run is kept in `folder` as it ends.
 
-    `classifier`, `fraction`, `arm`, `patches` (real ones, of all kinds), `chosen`, each of METRICS
-    as `Scored.told` has it, and under `minus` the paired difference to each of REFERENCES.
+    `classifier`, `fraction`, `arm`, `real` (labelled patches), `patches` (of all kinds, the mean
+    over seeds), `chosen`, each of METRICS as `Scored.told` has it, and under `minus` the paired
+    difference to each of REFERENCES.
     """
     judge = Judge(compared.label, compared.units)
     rows = []
@@ -143,7 +144,7 @@ def compare(
             for fraction in fractions:
                 scored, about = {}, {}
                 for arm in ARMS:
-                    runs, chosen = [], []
+                    runs, chosen, sizes = [], [], []
                     for seed in range(seeds):
                         subset = compared.pool.subset(fraction, seed)
                         patches = compared.pool.arm(arm, subset)
@@ -152,9 +153,12 @@ def compare(
                         )
                         runs.append(run)
                         chosen.append(what)
+                        sizes.append(len(patches))
                         bar.update()
                     scored[arm] = judge.score(runs)
-                    about[arm] = {"real": len(subset), "patches": len(patches), "chosen": chosen}
+                    # Of interpolations each seed has others, whose both ends are labelled.
+                    size = round(np.mean(sizes))
+                    about[arm] = {"real": len(subset), "patches": size, "chosen": chosen}
                 rows += [
                     {"classifier": name, "fraction": fraction, "arm": arm, **about[arm]}
                     | {metric: scored[arm][metric].told() for metric in METRICS}
