@@ -7,6 +7,9 @@ to another patch of its class, along the arc; prior takes embeddings of the clas
 variation has the label, the source and the place of the patch that it varies, so that slides stay
 groups; all are in split "train". `variations.npz` beside the records says which patch each is of.
 
+The records' `embedding` is the one a patch was asked for with, not that of its image: a probe that
+was trained on it would learn the originals. Embed the images anew.
+
 A run that was stopped goes on where it was: the same command again.
 """
 
@@ -28,7 +31,7 @@ from ssl_diffusion.augmentation.variations import (
     draw_embeddings,
     plan_variations,
 )
-from ssl_diffusion.augmentation.writing import Work, begin, is_done, unfinished
+from ssl_diffusion.augmentation.writing import Work, begin, is_done
 from ssl_diffusion.data.records import Records, open_records
 from ssl_diffusion.diffusion.sampling import Sampling
 from ssl_diffusion.errors import InputError
@@ -92,8 +95,9 @@ def main() -> None:
     check_embedding(records.source(SPLIT.value, ("embedding",)), model)
     sampling = sampling_of(model.spec["sampling"], FLAGS)
     labels = labels_of(records)
+    cut = as_cut(records)
     wanted = plan_variations(
-        records.count(SPLIT.value),
+        cut,
         labels,
         per_image=PER_IMAGE.value,
         how=WAY.value,
@@ -106,21 +110,38 @@ def main() -> None:
         check_prior(prior, records, [labels.names[c] for c in classes])
     check_model(model, records)
     told = provenance(records, model, sampling, labels, prior)
+    told["unlabelled_left_out"] = int((labels.index[cut] < 0).sum()) if labels else 0
     told |= {"originals": len(np.unique(wanted.original)), "variations": len(wanted)}
     refusal = f"another process makes variations for {output}; wait for its end"
-    if is_done(output, told):
-        logging.info("variations in %s are there already", output)
-        return
-    with only_one(unfinished(output) / "work.lock", refusal):
-        begin(output, told)
-        drawn = draw_embeddings(prior, wanted, labels, SEED.value) if prior else None
-        plan = sampling.plan(model.schedule)
-        denoisers = sampling.denoisers(model.schedule, plan, model.denoiser)
-        work = Work(records, SPLIT.value, model, labels, wanted, drawn, told, output)
-        made = partial(sample, model, plan, denoisers, seed=SEED.value)
-        devices = jax.device_count()
-        work.do(made, -(-BATCH.value // devices) * devices)  # as many on every device
-        work.finish()
+    lock = output.with_name(f".{output.name}.lock")
+    with only_one(lock, refusal):
+        if is_done(output, told):
+            logging.info("variations in %s are there already", output)
+        else:
+            begin(output, told)
+            drawn = draw_embeddings(prior, wanted, labels, SEED.value) if prior else None
+            work = Work(records, SPLIT.value, model, labels, wanted, drawn, told, output)
+            make(work, sampling)
+    lock.unlink(missing_ok=True)
+
+
+def make(work: Work, sampling: Sampling) -> None:
+    """Samples what is not there yet and writes the records."""
+    model = work.model
+    plan = sampling.plan(model.schedule)
+    denoisers = sampling.denoisers(model.schedule, plan, model.denoiser)
+    devices = jax.device_count()
+    made = partial(sample, model, plan, denoisers, seed=SEED.value)
+    work.do(made, -(-BATCH.value // devices) * devices)  # as many on every device
+    work.finish()
+
+
+def as_cut(records: Records) -> np.ndarray:
+    """Rows of the split that is varied: patches as they were cut, without flips and turns."""
+    if "variant" not in records.features:
+        return np.arange(records.count(SPLIT.value))
+    chunks = records.source(SPLIT.value, ("variant",)).chunks("variant")
+    return np.flatnonzero(np.concatenate([*chunks]) == 0)
 
 
 def labels_of(records: Records) -> Labels | None:
@@ -167,18 +188,24 @@ def provenance(
             "the model was trained with another split than these records': it may know patches "
             "that are held out here"
         )
+    prior_split = prior.spec.get("trained", {}).get("split_sha256") if prior else None
+    if prior_split and prior_split != records.metadata.get("split_sha256"):
+        logging.warning(
+            "the prior was trained with another split than these records': it may know embeddings "
+            "and labels of patches that are held out here"
+        )
     trained = demo.resolve(PRIOR.value) / WEIGHTS if prior else None
     return {
         "how": WAY.value,
         "per_image": PER_IMAGE.value,
         "labels": LABELS.value if labels else None,
         "split": SPLIT.value,
-        "unlabelled_left_out": int((labels.index < 0).sum()) if labels else 0,
         "seed": SEED.value,
         "model": MODEL.value,
         "model_sha256": model.sha256,
         "model_split_sha256": split,
         "prior_sha256": sha256(trained) if trained else None,
+        "prior_split_sha256": prior_split,
         "sampling": dataclasses.asdict(sampling)
         | {"guidance_interval": sampling.guidance_interval and [*sampling.guidance_interval]},
         "precision": FLAGS.precision,

@@ -1,16 +1,19 @@
 """The commands of augmentation: variations as records, and classifiers trained on them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from ssl_diffusion import augment, evaluate_augmentation
-from ssl_diffusion.augmentation import writing
+from ssl_diffusion.augmentation import classifiers, comparison, writing
+from ssl_diffusion.augmentation.comparison import check_arms
 from ssl_diffusion.augmentation.inputs import read_comparison
 from ssl_diffusion.augmentation.variations import read_variations
 from ssl_diffusion.data.records import open_records
 from ssl_diffusion.data.writer import Layout, RecordsWriter
+from ssl_diffusion.encoders import encoder
 from ssl_diffusion.errors import InputError
 
 COUNT, EACH = 20, 2
@@ -60,12 +63,15 @@ def test_variations_are_records_with_the_place_of_their_originals(synthetic, rec
     assert not np.array_equal(found[0]["image"], found[1]["image"])  # other noise
     told = records.metadata["augmentation"]
     assert (told["how"], told["split"], told["labels"]) == ("same", "train", None)
+    assert told["embedding"] == "asked for"  # not the image's
     assert told["recipe"] == open_records(records_dir).metadata["recipe"]
     assert "same variations of" in records.metadata["recipe"]["source"]
     assert (synthetic / "index.html").is_file() and (synthetic / "encoder").is_dir()
 
 
-def test_work_that_was_stopped_goes_on_to_the_same_records(made, synthetic, monkeypatch, tmp_path):
+def test_work_that_was_stopped_goes_on_to_the_same_records(
+    made, synthetic, run_dir, monkeypatch, tmp_path
+):
     monkeypatch.setattr(writing, "UNIT", 16)
     output, calls, sample = tmp_path / "stopped", [], augment.sample
 
@@ -80,15 +86,17 @@ def test_work_that_was_stopped_goes_on_to_the_same_records(made, synthetic, monk
         made("", output=output)
     assert not output.exists()
     assert len([*output.with_name("stopped.unfinished").glob("*/shards.json")]) == 1
-    with pytest.raises(InputError, match="made otherwise"):
+    with pytest.raises(InputError, match="made otherwise .seed: 0, now 1"):
         made("", output=output, seed=1)
     made("", output=output)
     assert len(calls) == 4 + 3  # the unit that was done is kept
     for one, other in zip(examples(output), examples(synthetic), strict=True):
         assert np.abs(one["image"].astype(int) - other["image"]).max() <= 1
     assert not output.with_name("stopped.unfinished").exists()
-    made("", output=output)  # all is there
+    copy = shutil.copytree(run_dir / "model", tmp_path / "moved")
+    made("", output=output, model=copy)  # all is there, and made by the same model
     assert len(calls) == 7
+    assert not [*output.parent.glob(".*.lock")]
     with pytest.raises(InputError, match="made otherwise"):
         made("", output=output, count=3)
 
@@ -104,6 +112,7 @@ def test_variations_of_labels_of_pixels_are_interpolated_within_them(made, recor
         own, other = (unit(real[i]["embedding"]) for i in (original, partner))
         found = unit(one["embedding"])
         assert own @ other < found @ own < 1 + 1e-6 and found @ other <= found @ own  # the nearer
+    assert set(wanted.partner) <= set(wanted.original)
     with pytest.raises(InputError, match="--labels=haematoxylin"):
         read_comparison(open_records(records_dir), records, "tissue")
 
@@ -132,16 +141,17 @@ def test_augment_refuses_in_one_line(made, flags, message):
 def report(synthetic, records_dir, tmp_path_factory):
     """A whole comparison, small."""
     output = tmp_path_factory.mktemp("report")
-    flags = {"fractions": "0.5,1", "seeds": 2, "steps": 2, "batch": 4, "labels": "haematoxylin"}
-    command(evaluate_augmentation, records=records_dir, synthetic=synthetic, output=output, **flags)
-    return output
+    flags = {"fractions": "1", "seeds": 1, "steps": 1, "batch": 4, "labels": "haematoxylin"}
+    flags |= {"records": records_dir, "synthetic": synthetic, "output": output}
+    command(evaluate_augmentation, **flags)
+    return output, flags
 
 
 def test_the_report_has_every_arm_with_its_differences(report):
-    told = json.loads((report / "report.json").read_text())
+    told = json.loads((report[0] / "report.json").read_text())
     rows = told["rows"]
-    assert len(rows) == 2 * 2 * 4
-    whole = {row["arm"]: row for row in rows if row["fraction"] == 1}
+    assert len(rows) == 2 * 4
+    whole = {row["arm"]: row for row in rows}
     sizes = {name: row["patches"] for name, row in whole.items()}
     both = COUNT * (1 + EACH)
     assert sizes == {
@@ -164,18 +174,42 @@ def test_the_report_has_every_arm_with_its_differences(report):
             assert difference["auc"]["value"] == pytest.approx(expected)
     assert told["bootstrap_over"] == "blocks" and not told["test_slides_unseen"]
     assert sum(told["train"]["counts"].values()) == COUNT
-    page = (report / "report.html").read_text()
+    assert told["ordinary"]["brightness"] == 0  # labels of pixels are kept
+    assert told["labels_changed"]["ordinary"] < 0.2
+    remarks = " ".join(told["remarks"])
+    for words in ("seen all training patches", "Measured again", "one seed", "no stain"):
+        assert words in remarks
+    page = (report[0] / "report.html").read_text()
     assert "real + ordinary" in page and "held out of slides that are trained on" in page
     assert page.count("data:image/png") == 2 and "http" not in page
 
 
-def labelled(folder, places, classes=("a", "b"), size=8, **metadata):
+def test_what_was_trained_and_embedded_is_not_done_again(report, monkeypatch):
+    output, flags = report
+    expected = json.loads((output / "report.json").read_text())["rows"]
+    lost = sorted((output / "runs").iterdir())[0]
+    lost.unlink()
+    again = []
+    for module, name in ((comparison, "linear_probe"), (classifiers.FineTuning, "run")):
+        function = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, function=function, **k: again.append(0) or function(*a, **k)
+        )
+    monkeypatch.setattr(encoder.SSLEncoder, "embed", None)
+    command(evaluate_augmentation, **flags)
+    assert again == [0] and lost.is_file()
+    found = json.loads((output / "report.json").read_text())["rows"]
+    for row, other in zip(found, expected, strict=True):
+        assert row["auc"]["value"] == pytest.approx(other["auc"]["value"], abs=1e-6)
+
+
+def labelled(folder, places, classes=("a", "b", "c"), size=8, **metadata):
     """Records of one-colour patches: by split, (source, x, label)."""
     layout = Layout(embedding=(1, 2), classes=classes)
     writer = RecordsWriter(folder, places, layout)
     for split, found in places.items():
         for source, x, label in found:
-            image = np.full((size, size, 3), 40 * label + x, np.uint8)
+            image = np.full((size, size, 3), 40 * (label + 1) + x, np.uint8)
             example = {"image": image, "x": x, "y": 0, "source": source, "label": label}
             writer.add(split, example | {"embedding": np.ones((1, 2), np.float32)})
     writer.close({"recipe": {}, "patch_px": size, "mpp": 0.5, "classes": [*classes], **metadata})
@@ -186,13 +220,16 @@ TRAIN = [("s1", 0, 0), ("s1", 8, 1), ("s2", 0, 0), ("s2", 8, 1)]
 TEST = [("s3", 0, 0), ("s3", 8, 1)]
 
 
-def pair(folder, train=TRAIN, test=TEST, copies=TRAIN, originals=(0, 1, 2, 3), **told):
+def pair(
+    folder, train=TRAIN, test=TEST, copies=TRAIN, originals=(0, 1, 2, 3), partner=None, **told
+):
     """Real records, and synthetic ones that say they are of them."""
     real = labelled(folder / "real", {"train": train, "test": test})
     told = {"how": "same", "split": "train", "labels": "class", "recipe": {}} | told
     synthetic = labelled(folder / "made", {"train": copies}, augmentation=told)
     numbers = np.array(originals)
-    arrays = dict.fromkeys(("number", "partner", "rank"), numbers) | {"weight": 0.0 * numbers}
+    arrays = {"number": numbers, "rank": numbers, "weight": 0.0 * numbers}
+    arrays["partner"] = np.full(len(numbers), -1) if partner is None else np.array(partner)
     np.savez(folder / "made" / "variations.npz", original=numbers, **arrays)
     return real, synthetic
 
@@ -205,11 +242,28 @@ def test_whole_slides_that_are_tested_are_told_to_be_unseen(tmp_path):
     assert any("no one trained on" in remark for remark in compared.remarks)
 
 
+def test_what_is_left_out_is_told(tmp_path):
+    """A test patch without a label, one of a class that no varied patch has; a foreign partner."""
+    train = [*TRAIN, ("s2", 16, 2), ("s2", 24, 0)]
+    test = [*TEST, ("s3", 16, -1), ("s3", 24, 2)]
+    pairs = pair(tmp_path, train, test, partner=(2, 3, 0, -1), how="interpolate")
+    compared = read_comparison(*pairs, "class")
+    told = compared.facts["test"]
+    assert (told["patches"], told["unlabelled"], told["of_other_classes"]) == (2, 1, 1)
+    assert "1 test patches of classes that no varied patch has were left out." in compared.remarks
+    assert compared.pool.partner.tolist() == [2, 3, 0, -1]
+    foreign = pair(tmp_path / "b", train, test, partner=(5, 3, 5, 1), how="interpolate")
+    compared = read_comparison(*foreign, "class")
+    assert compared.pool.varied.tolist() == [-1, 1, -1, 3]
+    with pytest.raises(InputError, match="both ends among them"):
+        check_arms(compared, [0.1], 1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"split": "test"}, "knows what is tested"),
-        ({"recipe": {"source": "elsewhere"}}, "of other records"),
+        ({"recipe": {"source": "elsewhere"}}, "of other records .*source: elsewhere, now None"),
         ({"test": [*TEST, TRAIN[1]]}, "1 synthetic patches are of test patches"),
         ({"originals": (0, 1, 2, 2)}, "synthetic patch 3 is of s2"),
         ({"originals": (0, 1, 2)}, "3 in its list"),

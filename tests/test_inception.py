@@ -158,9 +158,11 @@ def test_every_wrong_tensor_is_in_one_message(tensors, tmp_path):
 def test_its_space_is_the_deeper_feature_and_fid_is_of_one_resize(folder, caplog):
     space = open_space(folder, "inception")
     assert space.embed(random_images(1, 8, 8)[:0]).shape == (0, 2048)
-    assert space.title == "FID" and space.settings["layer"] == "2048, mean over positions"
+    assert (
+        space.title == "FD (Inception)" and space.settings["layer"] == "2048, mean over positions"
+    )
     assert not space.settings["published_weights"]
-    assert "its distances are FID only if the tensors are the same" in caplog.text
+    assert "its distances are not called FID" in caplog.text
     clean = open_space(folder, "inception", "clean")
-    assert clean.title == "FID (clean resize)" and clean.digest != space.digest
+    assert clean.title == "FD (Inception, clean resize)" and clean.digest != space.digest
     assert len(clean.settings["source_sha256"]) == 64

@@ -75,9 +75,8 @@ class FineTuning:
             "network": encoder.params,
             "head": {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)},
         }
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, LEARNING_RATE, max(1, round(WARMUP * steps)), steps
-        )
+        warmup = min(max(1, round(WARMUP * steps)), steps - 1)
+        rate = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, warmup, steps)
         optimizer = optax.adamw(rate, weight_decay=WEIGHT_DECAY)
         self._optimizer = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
         self._step = jax.jit(self._train_step)

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from ssl_diffusion.augmentation.arms import Pool
+from ssl_diffusion.augmentation.arms import KEEPING, VIEW, Pool
 from ssl_diffusion.augmentation.examples import Examples
-from ssl_diffusion.augmentation.pixel_labels import Labels, read_labels
+from ssl_diffusion.augmentation.pixel_labels import MEASURES, Labels, read_labels
 from ssl_diffusion.augmentation.places import Places, read_places
 from ssl_diffusion.augmentation.variations import NONE, Variations, read_variations
-from ssl_diffusion.augmentation.writing import TOLD
+from ssl_diffusion.augmentation.writing import TOLD, difference
 from ssl_diffusion.data.records import Records
 from ssl_diffusion.errors import InputError
 
@@ -65,8 +65,9 @@ def read_comparison(real: Records, synthetic: Records, kind: str, seed: int = 0)
     known = np.flatnonzero((test.index >= 0) & np.isin(test.index, train.index[originals]))
     for where, index in (("varied training", train.index[originals]), ("test", test.index[known])):
         _check_classes(train.names, index, where, kind)
-    varied = np.searchsorted(originals, wanted.original)
-    inside = np.isin(wanted.original, originals)
+    varied, partner = (_place(originals, rows) for rows in (wanted.original, wanted.partner))
+    # Whose partner is none of the labelled patches knows a label that no other arm knows.
+    varied[(wanted.partner != NONE) & (partner == NONE)] = NONE
     groups = places["train"].slides
     if len(np.unique(groups[originals])) < 3:  # too few slides to choose a penalty by
         groups = places["train"].blocks
@@ -74,9 +75,11 @@ def read_comparison(real: Records, synthetic: Records, kind: str, seed: int = 0)
         real=real.source("train", ("image",)),
         synthetic=synthetic.source("train", ("image",)),
         originals=originals,
-        varied=np.where(inside, varied, NONE),
+        varied=varied,
+        partner=partner,
         label=train.index[originals],
         group=groups[originals],
+        view=KEEPING if kind in MEASURES else VIEW,
         seed=seed,
     )
     at = _at(places["test"], known)
@@ -86,13 +89,19 @@ def read_comparison(real: Records, synthetic: Records, kind: str, seed: int = 0)
         "labels": settings,
         "classes": list(train.names),
         "train": {"patches": len(originals), "counts": _counts(train, originals)},
-        "test": {"patches": len(known), "counts": _counts(test, known)},
+        "test": {
+            "patches": len(known),
+            "counts": _counts(test, known),
+            "unlabelled": int((test.index < 0).sum()),
+            "of_other_classes": int((test.index >= 0).sum()) - len(known),
+        },
         "test_slides": len(set(at.slide)),
         "test_slides_unseen": unseen,
         "split_by": real.metadata.get("split_by"),
         "bootstrap_over": unit,
         "bootstrap_units": len(np.unique(units)),
-        "variations": int(inside.sum()),
+        "variations": int((varied != NONE).sum()),
+        "variations_left_out": int((varied == NONE).sum()),
         "augmentation": told,
     }
     remarks = _remarks(facts, told, real, train)
@@ -113,10 +122,10 @@ def check_provenance(real: Records, synthetic: Records, kind: str) -> dict[str, 
             f"{synthetic.folder} holds no variations; make them with python -m "
             "ssl_diffusion.augment"
         )
-    if told["recipe"] != real.metadata["recipe"]:
+    if differing := difference(told["recipe"], real.metadata["recipe"]):
         raise InputError(
             f"the variations in {synthetic.folder} were made of other records than "
-            f"{real.folder}; compare them with those"
+            f"{real.folder} ({differing}); compare them with those"
         )
     if told["split"] != "train":
         raise InputError(
@@ -154,6 +163,12 @@ def check_places(synthetic: Records, wanted: Variations, places: dict[str, Place
             f"{len(shared)} synthetic patches are of test patches (first {min(shared)[0]}): who is "
             "trained on them knows what is tested; make them of split 'train'"
         )
+
+
+def _place(originals: Int[np.ndarray, " n"], rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
+    """Where each of `rows` is in `originals`, NONE where it is not."""
+    place = np.minimum(np.searchsorted(originals, rows), len(originals) - 1)
+    return np.where(originals[place] == rows, place, NONE)
 
 
 def _at(places: Places, rows: Int[np.ndarray, " n"]) -> Places:
@@ -197,10 +212,24 @@ def _remarks(
             "There are too few slides and blocks to resample: intervals are over patches, as if "
             "neighbours were independent, and too narrow."
         )
-    if told["how"] != "same":
+    remarks.append(
+        "However variations were made, the generator has seen all training patches of its own, "
+        "without their labels: at every share it knows more images than the real arm."
+    )
+    if told["how"] == "prior":
         remarks.append(
-            "Variations were made with the labels of all training patches: at fractions below 1 "
+            "The prior was trained on the labels of all its training patches: at fractions below 1 "
             "the synthetic arms have seen more labels than the real one."
+        )
+        if told.get("prior_split_sha256") != real.metadata.get("split_sha256"):
+            remarks.append(
+                "The prior was trained elsewhere or by another split: it may know test patches and "
+                "their labels, if it has seen these slides at all."
+            )
+    if told["how"] == "interpolate":
+        remarks.append(
+            "An interpolated patch counts only where both of its ends are labelled: at fractions "
+            "below 1 fewer are left than originals times variations, and as few ordinary views."
         )
     split = told.get("model_split_sha256")
     if split != real.metadata.get("split_sha256"):
@@ -208,6 +237,18 @@ def _remarks(
             "The generator was trained elsewhere or by another split: it may know test patches, "
             "if it has seen these slides at all."
         )
-    if left_out := int((train.index < 0).sum()):
-        remarks.append(f"{left_out:,} training patches without a label were left out.")
+    if facts["labels"]["kind"] == "haematoxylin":
+        remarks.append(
+            "Haematoxylin is measured by colour deconvolution, for patches stained with H&E; of "
+            "other images the labels mean some colour, and no stain."
+        )
+    test = facts["test"]
+    for count, what in (
+        (int((train.index < 0).sum()), "training patches without a label"),
+        (test["unlabelled"], "test patches without a label"),
+        (test["of_other_classes"], "test patches of classes that no varied patch has"),
+        (facts["variations_left_out"], "variations of patches (or towards such) without a label"),
+    ):
+        if count:
+            remarks.append(f"{count:,} {what} were left out.")
     return remarks

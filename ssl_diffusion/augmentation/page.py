@@ -38,9 +38,9 @@ def html_page(
     parts.append(
         section(
             "Scores over the share of labelled patches",
-            f"Bars are 95 % intervals of a bootstrap over the {report['bootstrap_units']} test "
-            f"{report['bootstrap_over']} and the {report['seeds_of_each']} seeds (which patches "
-            "are labelled, how training went).",
+            f"Bars are 95 % intervals, of t distributions: over the {report['seeds_of_each']} "
+            "seeds (which patches are labelled, how training went) and the "
+            f"{report['bootstrap_units']} test {report['bootstrap_over']}.",
             f'<img class="full" alt="scores over fraction" '
             f'src="{data_url(pictures["scores.png"])}">',
         )
@@ -123,16 +123,18 @@ def _summary(report: Mapping[str, Any]) -> str:
             for row in both:
                 if row["classifier"] == name:
                     verdict = _verdict(row["minus"][other]["balanced_accuracy"])
-                    found.setdefault(verdict, []).append(f"{row['fraction']:.0%}")
+                    found.setdefault(verdict, []).append(f"{100 * row['fraction']:g} %")
             told = ", ".join(f"{verdict} at {', '.join(at)}" for verdict, at in found.items())
             sentences.append(f"{TITLES[name]}, synthetic added, against {words}: {told}.")
     return f'<h1>{TITLE}</h1>\n<p class="lead">{escape(" ".join(sentences))}</p>\n'
 
 
 def _verdict(told: Mapping[str, Any]) -> str:
-    if told["low"] is not None and told["low"] > 0:
+    if told["low"] is None:
+        return "too few patches to tell"
+    if told["low"] > 0:
         return "better"
-    if told["high"] is not None and told["high"] < 0:
+    if told["high"] < 0:
         return "worse"
     return "no difference beyond the interval"
 

@@ -4,7 +4,7 @@ Pixels are measured on the real patch, never on an embedding: a label that came 
 that a generator is conditioned on would find itself again in whatever the generator makes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,12 @@ from ssl_diffusion.data.records import Records
 from ssl_diffusion.errors import InputError
 
 KINDS = ("class", "haematoxylin", "tissue", "source")
-# Optical density of red, green and blue (Ruifrok & Johnston 2001, table 1); the third direction is
-# what is orthogonal to both stains, for whatever they do not explain.
+# Optical density of red, green and blue, as Ruifrok & Johnston (2001) measured them. The third
+# direction is what is orthogonal to both, for whatever they do not explain.
 HAEMATOXYLIN, EOSIN = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11)
 STAINED = 0.15  # mean optical density above which a pixel is no glass (Macenko et al. 2009)
 THROUGHOUT = 0.75  # of a patch's pixels: with fewer stained it is "background"
+DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)  # optical, of each value of a pixel
 CHUNK = 256
 
 
@@ -37,19 +38,18 @@ class Labels:
 
 
 def haematoxylin_fraction(images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, " n"]:
-    """Part of haematoxylin in the density of both stains, 0 to 1; 0.5 for a patch without any.
+    """Haematoxylin's fraction of the colour: its mean optical density over each patch, 0 on glass.
 
-    Colour deconvolution (Ruifrok & Johnston 2001): the optical density -log10((I + 1) / 256) of a
-    pixel is a sum of the stains' directions; amounts below 0 count as none.
+    Colour deconvolution (Ruifrok & Johnston 2001): a pixel's optical density is a sum of the
+    stains' directions, each of length 1, and of a third that is orthogonal to both. It is linear,
+    so the mean of a patch is taken first: noise of glass cancels out, and what is left below 0 is
+    0. Dense nuclei have about 1. Of images that are no H&E it says nothing.
     """
     stains = np.array([HAEMATOXYLIN, EOSIN])
-    stains /= np.linalg.norm(stains, axis=1, keepdims=True)
-    rest = np.cross(*stains)
-    basis = np.vstack([stains, rest / np.linalg.norm(rest)])
-    amounts = np.maximum(optical_density(images) @ np.linalg.inv(basis), 0)
-    haematoxylin, eosin, _ = np.moveaxis(amounts.sum(axis=(1, 2), dtype=np.float64), -1, 0)
-    total = haematoxylin + eosin
-    return np.where(total > 0, haematoxylin / np.maximum(total, 1e-12), 0.5)
+    basis = np.vstack([stains, np.cross(*stains)])
+    basis /= np.linalg.norm(basis, axis=1, keepdims=True)
+    density = optical_density(images).mean(axis=(1, 2))
+    return np.maximum(density @ np.linalg.inv(basis)[:, 0], 0)
 
 
 def tissue_share(images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, " n"]:
@@ -58,8 +58,19 @@ def tissue_share(images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, " n"
 
 
 def optical_density(images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h w 3"]:
-    """-log10((I + 1) / 256): 0 for white, 2.4 for black (Ruifrok & Johnston 2001, eq. 2)."""
-    return -np.log10((images.astype(np.float64) + 1) / 256)
+    """-log10(I / 255): 0 for white; black counts as 1 of 255, which is 2.4."""
+    return DENSITY[images]
+
+
+# What is measured of a patch, for labels that are properties of its pixels.
+MEASURES = {"haematoxylin": haematoxylin_fraction, "tissue": tissue_share}
+
+
+def measured_labels(
+    images: UInt8[np.ndarray, "n h w 3"], settings: Mapping[str, Any]
+) -> Int[np.ndarray, " n"]:
+    """Labels of pixels, 0 or 1, of any images; `settings` are what `read_labels` gave."""
+    return (MEASURES[settings["kind"]](images) > settings["threshold"]).astype(np.int64)
 
 
 def read_labels(
@@ -68,7 +79,7 @@ def read_labels(
     """Labels of the patches of each split, the first of which is the training one; and settings.
 
     "class" are the records' own; "source" is which file a patch was cut from; "haematoxylin" is
-    "high" above the median fraction of the training patches, else "low"; "tissue" tells patches
+    "high" above the median of the training patches, else "low"; "tissue" tells patches
     that are stained on three quarters of their area from "background", those where glass shows.
 
     Raises InputError for "class" where the records have none, and for fewer than two sources.
@@ -95,8 +106,7 @@ def read_labels(
             split: Labels(names, np.array([place.get(name, -1) for name in found[split]]))
             for split in splits
         }, settings
-    measure = haematoxylin_fraction if kind == "haematoxylin" else tissue_share
-    values = {split: _measured(records, split, measure, kind) for split in splits}
+    values = {split: _measured(records, split, kind) for split in splits}
     if kind == "haematoxylin":
         names, threshold = ("low", "high"), float(np.median(values[splits[0]]))
     else:
@@ -120,11 +130,11 @@ def _field(records: Records, split: str, name: str) -> Int[np.ndarray, " n"]:
     return np.concatenate([chunk.astype(np.int64) for chunk in chunks])
 
 
-def _measured(records: Records, split: str, measure: Any, kind: str) -> Float[np.ndarray, " n"]:
+def _measured(records: Records, split: str, kind: str) -> Float[np.ndarray, " n"]:
     source = records.source(split, ("image",))
     values = []
     with tqdm(total=len(source), desc=f"{kind} of {split}", unit="patch") as bar:
         for images in source.chunks("image", CHUNK):
-            values.append(measure(images))
+            values.append(MEASURES[kind](images))
             bar.update(len(images))
     return np.concatenate(values)

@@ -1,8 +1,8 @@
 """Balanced accuracy and AUC of classifiers, and differences of two on the same test patches.
 
-Intervals are bootstraps over units (slides, blocks) of the test patches and over seeds (which
-patches were labelled, how training went), the same resamples for all classifiers: differences are
-paired. Of few seeds the spread is drawn too small; it is told beside.
+Intervals are of a t distribution (`Estimate.over_seeds`): over seeds (which patches were labelled,
+how training went) and over units (slides, blocks) of the test patches, which are resampled alike
+for all classifiers. Differences are paired.
 """
 
 from dataclasses import asdict, dataclass
@@ -11,27 +11,34 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ssl_diffusion.evaluation.intervals import DRAWS, Estimate, resamples
+from ssl_diffusion.evaluation.intervals import Estimate, resamples
 
 METRICS = ("balanced_accuracy", "auc")
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A metric: of each seed, and bootstrap draws of their mean."""
+    """A metric, from `lowest` to 1: of each seed, and draws of their mean, `units` resampled."""
 
     of_seeds: Float[np.ndarray, " seeds"]
     draws: Float[np.ndarray, " draws"]
+    units: int
+    lowest: float = 0.0
 
     def told(self) -> dict[str, Any]:
         """value, low, high, the standard deviation over seeds, and each seed's."""
-        estimate = Estimate.of(float(self.of_seeds.mean()), self.draws)
+        value = float(self.of_seeds.mean())
+        estimate = Estimate(value, None, None)
+        off = np.abs(np.concatenate([self.of_seeds, self.draws]) - value)
+        if (off > 1e-9).any():  # what rounding differs by is no luck
+            estimate = Estimate.over_seeds(self.of_seeds, self.draws, self.units, self.lowest, 1.0)
         spread = float(self.of_seeds.std(ddof=1)) if len(self.of_seeds) > 1 else None
         return asdict(estimate) | {"seed_sd": spread, "seeds": self.of_seeds.tolist()}
 
     def minus(self, other: "Scored") -> dict[str, Any]:
         """The same of the paired difference."""
-        return Scored(self.of_seeds - other.of_seeds, self.draws - other.draws).told()
+        of_seeds, draws = self.of_seeds - other.of_seeds, self.draws - other.draws
+        return Scored(of_seeds, draws, self.units, lowest=-1.0).told()
 
 
 class Judge:
@@ -43,16 +50,13 @@ class Judge:
         self._count = int(units.max()) + 1
         self._classes = np.unique(labels)
         self._weights = resamples(self._count, seed=seed).astype(np.float64)
-        self._seed = seed
 
     def score(self, runs: list[Float[np.ndarray, "n classes"]]) -> dict[str, Scored]:
         """By metric; `runs` are the probabilities of each seed's classifier."""
-        drawn = np.random.default_rng(self._seed + 1).integers(len(runs), size=(DRAWS, len(runs)))
         scored = {}
         for name, measure in zip(METRICS, (self._balanced, self._auc), strict=True):
             values, draws = zip(*map(measure, runs), strict=True)
-            of_draws = np.take_along_axis(np.stack(draws, axis=1), drawn[: len(draws[0])], axis=1)
-            scored[name] = Scored(np.array(values), of_draws.mean(axis=1))
+            scored[name] = Scored(np.array(values), np.mean(draws, axis=0), self._count)
         return scored
 
     def _balanced(self, run: np.ndarray) -> tuple[float, np.ndarray]:

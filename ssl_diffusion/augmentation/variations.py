@@ -4,6 +4,7 @@ All is drawn by the seed and a variation's number (original x variations + which
 devices, and where a run was stopped make no difference.
 """
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def read_variations(folder: Path) -> Variations:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return Variations(**{name: arrays[name] for name in Variations.__annotations__})
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{file} cannot be read ({type(error).__name__}): it says which patch each variation "
             "is of; make them with python -m ssl_diffusion.augment"
@@ -72,17 +73,23 @@ def read_variations(folder: Path) -> Variations:
 
 
 def plan_variations(
-    count: int, labels: Labels | None, *, per_image: int, how: str, most: int, seed: int
+    cut: Int[np.ndarray, " n"],
+    labels: Labels | None,
+    *,
+    per_image: int,
+    how: str,
+    most: int,
+    seed: int,
 ) -> Variations:
     """Which variations are made.
 
     Args:
-      count: patches there are.
-      labels: theirs; patches that have none are left out. None takes all patches.
+      cut: the patches as they were cut: those recorded in several variants (flips, turns) once.
+      labels: of all patches; those that have none are left out. None takes all of `cut`.
       per_image: variations of each.
       how: "same", "interpolate" or "prior".
       most: patches that are varied, drawn by the seed; 0 is all. Those of a smaller number are
-        among those of a larger one.
+        among those of a larger one. Partners to interpolate towards are of these patches, too.
       seed: of every draw.
 
     Raises:
@@ -95,24 +102,26 @@ def plan_variations(
             "--manifest=FILE.csv (columns file, label), or take labels of pixels (--labels), or "
             "--how=same"
         )
-    known = np.arange(count) if labels is None else np.flatnonzero(labels.index >= 0)
+    known = cut if labels is None else cut[labels.index[cut] >= 0]
     if not len(known):
         raise InputError("none of the patches is labelled; label some, or take other --labels")
     if most > len(known):
         raise InputError(f"--count={most}; {len(known)} labelled patches are there")
-    if count * per_image >= 2**31:
-        raise InputError(f"{count * per_image:,} variations; at most {2**31 - 1:,} can be numbered")
+    if (highest := int(known.max() + 1) * per_image) >= 2**31:
+        raise InputError(f"{highest:,} variations; at most {2**31 - 1:,} can be numbered")
     order = np.random.default_rng(seed).permutation(known)
     original = np.sort(order[: most or None]).repeat(per_image)
     number = original * per_image + np.tile(np.arange(per_image), len(original) // per_image)
     partner, rank = np.full(len(original), NONE), np.full(len(original), NONE)
     weight = np.zeros(len(original))
     if how == "interpolate":
-        members = {c: np.flatnonzero(labels.index == c) for c in np.unique(labels.index[known])}
+        varied = np.unique(original)
+        of_class = labels.index[varied]
+        members = {c: varied[of_class == c] for c in np.unique(of_class)}
         if lonely := [labels.names[c] for c, own in members.items() if len(own) < 2]:
             raise InputError(
                 f"one patch only of {', '.join(lonely)}: there is none to interpolate towards; "
-                "label more, or take --how=same"
+                "label more, vary more (--count), or take --how=same"
             )
         for row, (index, key) in enumerate(zip(original, number, strict=True)):
             rng = np.random.default_rng([seed, key])

@@ -25,6 +25,8 @@ from ssl_diffusion.weights.model import Model
 
 UNIT = 256  # variations that are lost at most when the work is stopped
 TOLD = "augmentation"  # what the records' metadata holds of how they were made
+ASKED = "asked for"  # what an embedding is: that of the condition, not of the image
+PATHS = ("model",)  # in what is told: where it lay, which its SHA-256 beside it does not depend on
 
 Sample = Callable[
     [Float[np.ndarray, "b tokens dim"], Int[np.ndarray, " b"]], UInt8[np.ndarray, "b h w 3"]
@@ -147,7 +149,7 @@ class Work:
             "label_counts": counts,
             "layout": "variations",
             "duplicates": None,
-            TOLD: dict(self.told),
+            TOLD: {**self.told, "embedding": ASKED},
         }
 
 
@@ -180,14 +182,25 @@ def begin(output: Path, told: Mapping[str, Any]) -> None:
 
 
 def _check_same(found: Mapping[str, Any] | None, told: Mapping[str, Any], where: Path) -> None:
-    found = found or {}
-    other = [name for name in told if found.get(name) != told[name]]
-    if other:
-        name = other[0]
+    own = {name: value for name, value in told.items() if name not in PATHS}
+    found = {name: value for name, value in (found or {}).items() if name in own}
+    if differing := difference(found, own):
         raise InputError(
-            f"{where} holds variations made otherwise ({name}: {_short(found.get(name))}, now "
-            f"{_short(told[name])}); delete it or choose another --output"
+            f"{where} holds variations made otherwise ({differing}); delete it or choose another "
+            "--output"
         )
+
+
+def difference(found: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first entry that both do not have alike, in words; None where there is none."""
+    for name in now | found:
+        value, other = now.get(name), found.get(name)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            if within := difference(other, value):
+                return f"{name}.{within}"
+        elif other != value:
+            return f"{name}: {_short(other)}, now {_short(value)}"
+    return None
 
 
 def _short(value: Any) -> str:

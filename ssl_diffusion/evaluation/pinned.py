@@ -21,8 +21,8 @@ def pinned(
     """The section `pinned`; `made_by` is what is known of how images were made.
 
     Counts, digests of all pixels and file formats of all sets of images (how lossy they were stored
-    moves distances), spaces with the digests of their networks and their resize filters, seeds, neighbours, crops,
-    versions of libraries.
+    moves distances), spaces with the digests of their networks and their resize filters, seeds,
+    neighbours, crops, versions of libraries.
     """
     sets = {"reference": real.reference, "held_out": real.held_out}
     if samples:
