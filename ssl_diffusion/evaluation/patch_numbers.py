@@ -41,8 +41,11 @@ def compare_sets(
         # On cores that others use too, BLAS threads wait for each other: 40 times as long.
         with threadpool_limits(1 if reference.shape[1] <= SMALL else None, "blas"):
             numbers = set_numbers(features, reference, seed=SEED)
-        section["warnings"] += [
-            text for text in numbers["warnings"] if text not in section["warnings"]
+        known, first = section["warnings"], not section["sets"]
+        known += [
+            text if first else f"{name}: {text}"
+            for text in numbers["warnings"]
+            if text not in known
         ]
         section["sets"][name] = {name: numbers[name] for name in ("n", "manifold_n", "k")} | {
             measure: numbers[measure] for measure in SET_MEASURES if measure in numbers
