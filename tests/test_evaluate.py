@@ -107,7 +107,7 @@ def test_a_large_image_is_measured_by_cells_pixels_and_crops(finished):
     assert "seam_in_phase" not in pixels["stitched"]
     # The fake decoder paints 4 px blocks, whose edges lie on all lines.
     assert value(pixels["reconstruction"]["seam"]) > 2
-    crops = large["crop_spaces"]["judge"]
+    crops = large["crop_spaces"]["encoder"]
     assert crops["sets"]["stitched"]["n"] == large["crops"]["of_each_image"]
     assert value(crops["sets"]["stitched"]["fd"]) > value(crops["sets"]["reconstruction"]["fd"])
 

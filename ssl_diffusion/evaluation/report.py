@@ -252,7 +252,8 @@ def _limits(report: Mapping[str, Any]) -> str:
         "FD is the FID only where its name says so: with the Inception network whose weights are "
         "pinned above. FD (project encoder) compares with other values on this page alone.",
         "One training run: the intervals tell how the numbers would move with other images, not "
-        "with another run.",
+        "with another run. They take images as independent; neighbours on a slide are not, so that "
+        "true intervals are wider.",
         "These images are for research into generative models, not for diagnosis.",
     ]
     spaces = report.get("patch", {}).get("spaces", {}) or report.get("large_image", {}).get(

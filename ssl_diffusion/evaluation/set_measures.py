@@ -109,7 +109,8 @@ def warnings(
         if count < FEW_FOR_KID:
             found.append(
                 f"{count} {name}: a KID of so few is unbiased, but may be off by more than itself "
-                f"(papers take subsets of {SUBSET_SIZE}); read its interval, not its value"
+                f"(papers take subsets of {SUBSET_SIZE}); read its interval, not its value. "
+                "Intervals of precision, recall, density and coverage are too narrow with so few"
             )
         if count // 2 - 1 < k:
             found.append(
