@@ -105,6 +105,7 @@ OUTPUT = flags.DEFINE_string(
 )
 
 STAGES = ("install", "prepare", "train", "sample", "stitch")
+COMPARED = 8  # held-out patches that tell the judge from the conditioning encoder
 ENCODER_VIEWS = 4  # augmented views of each held-out patch
 MEASURED = 1024  # held-out patches that encoder and autoencoder are measured on, at most
 SEED = 0  # of views and the random encoder: a report can be made again exactly
@@ -119,7 +120,10 @@ def main() -> None:
     records = open_records(RECORDS.value)
     real, settings = open_real(model, records, output), {}
     train = open_train_records(real)
-    losses, report = None, {}
+    report: dict[str, Any] = {
+        "remarks": checks.remarks(model, real.spaces, records, train),
+    }
+    losses = None
     if TRAIN.value:
         losses, report["train"] = inputs.read_training(Path(TRAIN.value))
         if model and report["train"].get("model_sha256") != model.sha256:
@@ -181,7 +185,12 @@ def open_real(model: Model | None, records: Records, output: Path) -> RealFeatur
     own = judging.conditioning_space(encoder, where)
     further = judging.further_spaces(own, judge, NETWORKS.value, RESIZE.value)
     cache = Path(CACHE.value or output / "features")
-    return RealFeatures(records, [own, *further], cache, REFERENCES.value)
+    real = RealFeatures(records, [own, *further], cache, REFERENCES.value)
+    if judge != judging.NO_JUDGE:
+        picks = evenly(len(real.held_out), COMPARED)
+        few = np.stack([real.held_out[int(index)] for index in picks])
+        judging.check_independent(own, further[0], few)
+    return real
 
 
 def open_train_records(real: RealFeatures) -> Records | None:
@@ -192,12 +201,7 @@ def open_train_records(real: RealFeatures) -> Records | None:
         logging.warning("--unseen without --train_records: copies are not looked for")
         return None
     train = open_records(TRAIN_RECORDS.value)
-    digests = [one.metadata["recipe"].get("encoder_sha256") for one in (train, real.records)]
-    if digests[0] != digests[1]:
-        raise InputError(
-            "--train_records holds embeddings of another encoder than --records; prepare both with "
-            "one"
-        )
+    checks.check_train_records(train, real.records)
     return train
 
 

@@ -195,7 +195,11 @@ def test_unseen_records_have_the_same_tables_and_their_own_training_records(fini
     assert "nearest_train" not in report["patch"]["spaces"]["encoder"]["sets"]
     known = f"--train_records={finished / 'records'}"
     run(*flags, "--unseen", known, f"--output={tmp_path / 'x'}", model="of_another_split")
-    assert "copying" in read_report(tmp_path / "x")
+    report = read_report(tmp_path / "x")
+    assert "copying" in report
+    (remark,) = report["remarks"]
+    assert "need not be those it saw" in remark
+    assert remark in (tmp_path / "x" / "report.html").read_text()
 
 
 def test_features_are_kept_for_the_next_report(finished, monkeypatch):

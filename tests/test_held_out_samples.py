@@ -1,5 +1,6 @@
 """Samples that evaluate makes itself: kept, gone on with, used again; the spaces it judges in."""
 
+import dataclasses
 import json
 import shutil
 
@@ -60,13 +61,32 @@ def test_samples_are_made_once_and_a_killed_run_goes_on(model, records_dir, tmp_
         sample_held_out(model, records, 9999, folder)
 
 
+def other_judge(folder):
+    shutil.copytree(demo.resolve(demo.JUDGE), folder / "theirs")
+    return str(folder / "theirs")
+
+
 def test_the_judge_is_another_encoder_and_names_are_distinct(tmp_path):
     own = judging.conditioning_space(load_encoder(demo.ENCODER), demo.resolve(demo.ENCODER))
     shutil.copytree(demo.resolve(demo.ENCODER), tmp_path / "copied")
     with pytest.raises(InputError, match="not independent"):
         judging.further_spaces(own, str(tmp_path / "copied"), [], None)
-    # As a network it may stand beside itself, without the resize that only Inception takes.
-    found = judging.further_spaces(own, "none", [str(tmp_path / "copied")], "clean")
+    # The same vectors by other weights: it was only saved again.
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    again = dataclasses.replace(own, embed=lambda images: own.embed(images) * 1.001)
+    with pytest.raises(InputError, match="not independent"):
+        judging.check_independent(own, again, images)
+    another = dataclasses.replace(own, embed=lambda images: own.embed(images)[:, ::-1])
+    judging.check_independent(own, another, images)
+    shipped, given = (
+        judging.further_spaces(own, judge, [], None)[0].settings["ships"]
+        for judge in (demo.JUDGE, other_judge(tmp_path))
+    )
+    assert shipped and not given
+    with pytest.raises(InputError, match="--resize=clean is of FID's Inception, and --networks"):
+        judging.further_spaces(own, "none", [str(tmp_path / "copied")], "clean")
+    # As a network it may stand beside itself.
+    found = judging.further_spaces(own, "none", [str(tmp_path / "copied")], None)
     assert [space.name for space in found] == ["copied"]
     with pytest.raises(InputError, match="comes twice"):
         judging.further_spaces(own, "none", [str(tmp_path / "copied")] * 2, None)
