@@ -129,8 +129,8 @@ def main() -> None:
         if model and report["train"].get("model_sha256") != model.sha256:
             raise InputError("--train is the run of another model; give this one's workdir")
     timings = read_json(TIMINGS.value, "timings") if TIMINGS.value else {}
-    stitched = open_stitched(STITCHED.value, model) if STITCHED.value else []
-    samples = open_samples(model, real, output, settings)
+    stitched = open_stitched(STITCHED.value, model, CROP_PX.value) if STITCHED.value else []
+    samples, sampled = open_samples(model, real, output, settings)
 
     stage = first_stage(model, records)
     pictures = Pictures(losses=losses)
@@ -147,7 +147,9 @@ def main() -> None:
         report |= model_sections(model, real)
     report["pinned"] = pinned(real, samples, report, made_by(model, settings, train), UNSEEN.value)
     seconds = {name: timings.get(name) for name in STAGES}
-    seconds["evaluate"] = time.perf_counter() - start
+    if sampled:
+        seconds["sample"] = (seconds["sample"] or 0) + sampled
+    seconds["evaluate"] = time.perf_counter() - start - sampled
     seconds["total"] = sum(value for value in seconds.values() if value is not None)
     report |= {"seconds": seconds, "hardware": hardware(), "versions": versions()}
     write_report(output, report, pictures, settings)
@@ -164,6 +166,8 @@ def check_flags() -> None:
         raise InputError("--count=1; one sample is no set, give 2 or more")
     if not STITCHED.value and (CROP_PX.present or CROP_COUNT.present):
         raise InputError("--crop_px and --crop_count are of large images; give --stitched too")
+    if TRAIN_RECORDS.value and not (SAMPLES.value or COUNT.present) and STITCHED.value:
+        raise InputError("--train_records is of patches; give --samples or --count too")
 
 
 def open_real(model: Model | None, records: Records, output: Path) -> RealFeatures:
@@ -207,28 +211,28 @@ def open_train_records(real: RealFeatures) -> Records | None:
 
 def open_samples(
     model: Model | None, real: RealFeatures, output: Path, settings: dict[str, Any]
-) -> Samples | None:
-    """The samples given, or made here; None where only large images are judged."""
-    records = real.records
+) -> tuple[Samples | None, float]:
+    """The samples given, or made here, and the seconds of that; None for large images alone."""
+    records, sampled = real.records, 0.0
     if SAMPLES.value:
         folder = Path(SAMPLES.value)
     elif model and (not STITCHED.value or COUNT.present):
         folder = output / "samples"
-        sample_held_out(model, records, COUNT.value, folder, seed=SEED)
+        sampled = sample_held_out(model, records, COUNT.value, folder, seed=SEED)
     else:
-        return None
+        return None, sampled
     patch_px = records.metadata["patch_px"]
     if not inputs.is_paired(folder):
         found = inputs.open_images(folder, patch_px, records.metadata["recipe"])
         checks.check_count(found)
-        return Samples(found, None)
+        return Samples(found, None), sampled
     indices, images, settings["samples"] = inputs.read_samples(folder, len(real.held_out), patch_px)
     checks.check_made_by(settings["samples"], "samples", model)
     checks.check_made_from(settings["samples"], records)
     found = array_images(images, "samples")
     checks.check_count(found)
     found.settings |= {"kind": "ssl_diffusion.sample", "path": folder.name, "format": "PNG"}
-    return Samples(found, indices)
+    return Samples(found, indices), sampled
 
 
 def made_by(model: Model | None, settings: dict[str, Any], train: Records | None) -> dict[str, Any]:

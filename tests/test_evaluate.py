@@ -109,7 +109,9 @@ def test_a_large_image_is_measured_by_cells_pixels_and_crops(finished):
     assert value(pixels["reconstruction"]["seam"]) > 2
     crops = large["crop_spaces"]["encoder"]
     assert crops["sets"]["stitched"]["n"] == large["crops"]["of_each_image"]
-    assert value(crops["sets"]["stitched"]["fd"]) > value(crops["sets"]["reconstruction"]["fd"])
+    # A few crops of many dimensions tell little: the space with fewer does.
+    crops = large["crop_spaces"]["encoder"]
+    assert value(crops["sets"]["stitched"]["fd"]) > 5 * value(crops["sets"]["real"]["fd"])
 
 
 def test_everything_that_moves_a_number_is_pinned(finished):
@@ -261,7 +263,14 @@ def test_an_image_that_cannot_be_read_or_embedded_is_named_and_what_was_done_is_
         ("right", ["--samples={}/none", "--output={}/x"], "does not exist"),
         ("right", ["--samples={}/train", "--output={}/x"], "has no images"),
         ("right", ["--samples={}/several/b.png", "--crop_px=99", "--stitched={}/stitched.png"]
-         + ["--output={}/x"], "--crop_px=99"),
+         + ["--output={}/x"], "crops of 99 px, but"),
+        ("right", ["--samples={}/samples", "--count=4", "--output={}/x"], "--count is of samples"),
+        ("right", ["--count=1", "--output={}/x"], "--count=1; one sample is no set"),
+        ("right", ["--samples={}/samples", "--crop_px=8", "--output={}/x"], "of large images; g"),
+        ("right", ["--samples={}/samples", "--resize=clean", "--output={}/x"], "--networks has no"),
+        ("right", ["--stitched={}/stitched.png", "--train_records={}/records", "--output={}/x"],
+         "--train_records is of patches"),
+        ("right", ["--stitched={}/cell.png", "--output={}/x"], "is one cell of 16 px"),
         ("right", ["--samples={}/samples", "--train={}/other", "--output={}/x"], "run of another"),
         ("of_another_split", ["--samples={}/samples", "--output={}/x"], "with another split"),
         ("of_this_split", ["--samples={}/samples", "--unseen", "--output={}/x"], "leave the flag"),
