@@ -8,6 +8,9 @@ be compared as a set alone, a folder of images, records, or one large image. A m
 --samples and --stitched samples held-out patches itself, into OUTPUT/samples. --stitched is an
 image of ssl_diffusion.generate --reference, or a folder of them.
 
+Patches are compared in memory: of 50,000 of 256 px, the samples, the real ones, their
+reconstructions, their neighbours and the noise beside them take 50 GB; --count asks for fewer.
+
 Writes report.json, report.html (self-contained) and its pictures. Features are kept in --cache, so
 that a run that failed, or another report, need not compute them again.
 """

@@ -1,13 +1,16 @@
 """The report's page, its table and its figures."""
 
+import io
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from fake_evaluation import picture
+from PIL import Image
+from sklearn.decomposition import PCA
 
-from ssl_diffusion.evaluation import table
+from ssl_diffusion.evaluation import patch_figures, table
 from ssl_diffusion.evaluation.figures import labelled_row, labelled_sheet, loss_curve
 from ssl_diffusion.evaluation.large_numbers import LargeImage
 from ssl_diffusion.evaluation.patch_figures import (
@@ -108,3 +111,21 @@ def test_plots_are_drawn_of_any_number_of_points():
     features = rng.random((40, 6), np.float32)
     assert component_scatter(features, features[:3], features[:1]).startswith(b"\x89PNG")
     assert component_scatter(features[:, :1], features[:, :1], features[:, :1]) is None
+
+
+def test_plots_side_by_side_have_one_size_and_points_of_the_whole_set(monkeypatch):
+    rng = np.random.default_rng(0)
+    features = rng.random((40, 6), np.float32)
+    pngs = similarity_histogram(features[:, 0], features[:, 1]), component_scatter(*3 * [features])
+    assert len({Image.open(io.BytesIO(png)).size for png in pngs}) == 1
+    seen = {}
+
+    def scatter_plot(points, *_):
+        seen["points"] = points
+        return b""
+
+    monkeypatch.setattr(patch_figures, "scatter_plot", scatter_plot)
+    monkeypatch.setattr(patch_figures, "POINTS", 2)
+    component_scatter(features, features, features)
+    ends = PCA(2, random_state=0).fit(features).transform(features[[0, -1]])
+    np.testing.assert_allclose(seen["points"], np.concatenate([ends, ends]), atol=1e-5)
