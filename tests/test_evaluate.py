@@ -18,6 +18,7 @@ from fake_evaluation import (
 from PIL import Image
 from test_report import assert_self_contained
 
+from ssl_diffusion import __version__
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation import feature_cache
 
@@ -118,6 +119,12 @@ def test_everything_that_moves_a_number_is_pinned(finished):
     pinned = read_report(finished / "out")["pinned"]
     assert pinned["sets"]["samples"]["format"] == "PNG" and pinned["sets"]["samples"]["count"] == 20
     assert pinned["sets"]["reference"]["count"] == 60
+    assert len(pinned["sets"]["reference"]["sha256"]) == 64
+    made_by = pinned["made_by"]
+    assert (made_by["model_sha256"], made_by["samples"]["steps"]) == ("0", 5)
+    assert made_by["stitched"][0]["stride"] == 2 and pinned["version"] == __version__
+    page = (finished / "out" / "report.html").read_text()
+    assert "made_by › stitched › 0 › stride</td><td>2" in page
     assert len(pinned["sets"]["samples"]["sha256"]) == 64
     assert pinned["spaces"]["judge"]["resize"].startswith("bicubic")
     assert len(pinned["spaces"]["judge"]["weights_sha256"]) == 64

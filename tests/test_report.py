@@ -55,7 +55,7 @@ def test_page_is_self_contained_escapes_names_and_leaves_out_what_is_absent():
         "seconds": {"evaluate": 1.0, "train": None},
         "hardware": {"cpu": "<b>fast</b>"},
         "versions": {"jax": "0"},
-        "pinned": {"a": {"<i>": [1, 2]}, "absent": None},
+        "pinned": {"a": {"<i>": [1, 2]}, "absent": None, "b": [{"seed": 3}, {"seed": 4}]},
     }  # fmt: skip
     origin = "<img src=http://x/y.png>.svs, corner"
     large = LargeImage(image, image, image, 16, none, none, 0.5, origin, False)
@@ -68,6 +68,7 @@ def test_page_is_self_contained_escapes_names_and_leaves_out_what_is_absent():
         assert absent not in page
     assert "\N{MINUS SIGN}0.5<br>" in page and "\N{MINUS SIGN}1 to 0.25" in page
     assert "a › &lt;i&gt;</td><td>1, 2" in page
+    assert "b › 0 › seed</td><td>3" in page and "b › 1 › seed</td><td>4" in page
 
 
 def test_a_table_has_a_line_for_each_measure_and_a_column_for_each_set():

@@ -263,6 +263,8 @@ def _flat(tree: Any, path: str = "") -> list[tuple[str, str]]:
             for name, value in tree.items()
             for pair in _flat(value, f"{path} › {name}" if path else str(name))
         ]
+    if isinstance(tree, (list, tuple)) and any(isinstance(one, Mapping) for one in tree):
+        return _flat({str(number): one for number, one in enumerate(tree)}, path)
     if isinstance(tree, (list, tuple)):
         tree = ", ".join(map(str, tree))
     return [] if tree is None else [(path, str(tree))]
