@@ -18,7 +18,7 @@ from fake_evaluation import (
 from PIL import Image
 from test_report import assert_self_contained
 
-from ssl_diffusion import __version__
+from ssl_diffusion import __version__, evaluate
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation import feature_cache
 
@@ -224,6 +224,18 @@ def test_features_are_kept_for_the_next_report(finished, monkeypatch):
     assert {file.name for file in (finished / "out" / "features").iterdir()} == kept
     first, second = (read_report(finished / name)["patch"] for name in ("out", "again"))
     assert json.dumps(first) == json.dumps(second)
+
+
+def test_the_seconds_of_own_samples_are_those_of_sampling(finished, tmp_path, monkeypatch):
+    def sample_held_out(model, records, count, folder, *, seed):
+        write_samples(folder, list(range(count)))
+        return -9e9
+
+    monkeypatch.setattr(evaluate, "sample_held_out", sample_held_out)
+    cache = f"--cache={finished / 'out' / 'features'}"
+    run(f"--records={finished / 'records'}", "--count=6", cache, f"--output={tmp_path}")
+    seconds = read_report(tmp_path)["seconds"]
+    assert seconds["sample"] == -9e9 and seconds["evaluate"] > 9e9
 
 
 def test_an_image_that_cannot_be_read_or_embedded_is_named_and_what_was_done_is_kept(
