@@ -111,7 +111,6 @@ def test_a_large_image_is_measured_by_cells_pixels_and_crops(finished):
     crops = large["crop_spaces"]["encoder"]
     assert crops["sets"]["stitched"]["n"] == large["crops"]["of_each_image"]
     # A few crops of many dimensions tell little: the space with fewer does.
-    crops = large["crop_spaces"]["encoder"]
     assert value(crops["sets"]["stitched"]["fd"]) > 5 * value(crops["sets"]["real"]["fd"])
 
 
