@@ -8,6 +8,9 @@ be compared as a set alone, a folder of images, records, or one large image. A m
 --samples and --stitched samples held-out patches itself, into OUTPUT/samples. --stitched is an
 image of ssl_diffusion.generate --reference, or a folder of them.
 
+Patches are compared in memory: of 50,000 of 256 px, the samples, the real ones, their
+reconstructions, their neighbours and the noise beside them take 50 GB; --count asks for fewer.
+
 Writes report.json, report.html (self-contained) and its pictures. Features are kept in --cache, so
 that a run that failed, or another report, need not compute them again.
 """
@@ -105,6 +108,7 @@ OUTPUT = flags.DEFINE_string(
 )
 
 STAGES = ("install", "prepare", "train", "sample", "stitch")
+COMPARED = 8  # held-out patches that tell the judge from the conditioning encoder
 ENCODER_VIEWS = 4  # augmented views of each held-out patch
 MEASURED = 1024  # held-out patches that encoder and autoencoder are measured on, at most
 SEED = 0  # of views and the random encoder: a report can be made again exactly
@@ -119,14 +123,17 @@ def main() -> None:
     records = open_records(RECORDS.value)
     real, settings = open_real(model, records, output), {}
     train = open_train_records(real)
-    losses, report = None, {}
+    report: dict[str, Any] = {
+        "remarks": checks.remarks(model, real.spaces, records, train),
+    }
+    losses = None
     if TRAIN.value:
         losses, report["train"] = inputs.read_training(Path(TRAIN.value))
         if model and report["train"].get("model_sha256") != model.sha256:
             raise InputError("--train is the run of another model; give this one's workdir")
     timings = read_json(TIMINGS.value, "timings") if TIMINGS.value else {}
-    stitched = open_stitched(STITCHED.value, model) if STITCHED.value else []
-    samples = open_samples(model, real, output, settings)
+    stitched = open_stitched(STITCHED.value, model, CROP_PX.value) if STITCHED.value else []
+    samples, sampled = open_samples(model, real, output, settings)
 
     stage = first_stage(model, records)
     pictures = Pictures(losses=losses)
@@ -143,7 +150,9 @@ def main() -> None:
         report |= model_sections(model, real)
     report["pinned"] = pinned(real, samples, report, made_by(model, settings, train), UNSEEN.value)
     seconds = {name: timings.get(name) for name in STAGES}
-    seconds["evaluate"] = time.perf_counter() - start
+    if sampled:
+        seconds["sample"] = (seconds["sample"] or 0) + sampled
+    seconds["evaluate"] = time.perf_counter() - start - sampled
     seconds["total"] = sum(value for value in seconds.values() if value is not None)
     report |= {"seconds": seconds, "hardware": hardware(), "versions": versions()}
     write_report(output, report, pictures, settings)
@@ -160,6 +169,8 @@ def check_flags() -> None:
         raise InputError("--count=1; one sample is no set, give 2 or more")
     if not STITCHED.value and (CROP_PX.present or CROP_COUNT.present):
         raise InputError("--crop_px and --crop_count are of large images; give --stitched too")
+    if TRAIN_RECORDS.value and not (SAMPLES.value or COUNT.present) and STITCHED.value:
+        raise InputError("--train_records is of patches; give --samples or --count too")
 
 
 def open_real(model: Model | None, records: Records, output: Path) -> RealFeatures:
@@ -181,7 +192,12 @@ def open_real(model: Model | None, records: Records, output: Path) -> RealFeatur
     own = judging.conditioning_space(encoder, where)
     further = judging.further_spaces(own, judge, NETWORKS.value, RESIZE.value)
     cache = Path(CACHE.value or output / "features")
-    return RealFeatures(records, [own, *further], cache, REFERENCES.value)
+    real = RealFeatures(records, [own, *further], cache, REFERENCES.value)
+    if judge != judging.NO_JUDGE:
+        picks = evenly(len(real.held_out), COMPARED)
+        few = np.stack([real.held_out[int(index)] for index in picks])
+        judging.check_independent(own, further[0], few)
+    return real
 
 
 def open_train_records(real: RealFeatures) -> Records | None:
@@ -192,39 +208,34 @@ def open_train_records(real: RealFeatures) -> Records | None:
         logging.warning("--unseen without --train_records: copies are not looked for")
         return None
     train = open_records(TRAIN_RECORDS.value)
-    digests = [one.metadata["recipe"].get("encoder_sha256") for one in (train, real.records)]
-    if digests[0] != digests[1]:
-        raise InputError(
-            "--train_records holds embeddings of another encoder than --records; prepare both with "
-            "one"
-        )
+    checks.check_train_records(train, real.records)
     return train
 
 
 def open_samples(
     model: Model | None, real: RealFeatures, output: Path, settings: dict[str, Any]
-) -> Samples | None:
-    """The samples given, or made here; None where only large images are judged."""
-    records = real.records
+) -> tuple[Samples | None, float]:
+    """The samples given, or made here, and the seconds of that; None for large images alone."""
+    records, sampled = real.records, 0.0
     if SAMPLES.value:
         folder = Path(SAMPLES.value)
     elif model and (not STITCHED.value or COUNT.present):
         folder = output / "samples"
-        sample_held_out(model, records, COUNT.value, folder, seed=SEED)
+        sampled = sample_held_out(model, records, COUNT.value, folder, seed=SEED)
     else:
-        return None
+        return None, sampled
     patch_px = records.metadata["patch_px"]
     if not inputs.is_paired(folder):
         found = inputs.open_images(folder, patch_px, records.metadata["recipe"])
         checks.check_count(found)
-        return Samples(found, None)
+        return Samples(found, None), sampled
     indices, images, settings["samples"] = inputs.read_samples(folder, len(real.held_out), patch_px)
     checks.check_made_by(settings["samples"], "samples", model)
     checks.check_made_from(settings["samples"], records)
     found = array_images(images, "samples")
     checks.check_count(found)
     found.settings |= {"kind": "ssl_diffusion.sample", "path": folder.name, "format": "PNG"}
-    return Samples(found, indices)
+    return Samples(found, indices), sampled
 
 
 def made_by(model: Model | None, settings: dict[str, Any], train: Records | None) -> dict[str, Any]:

@@ -32,10 +32,11 @@ STARTED, FINISHED = "unfinished.json", "samples.json"
 
 def sample_held_out(
     model: Model, records: Records, count: int, folder: Path, *, split: str = "test", seed: int = 0
-) -> None:
+) -> float:
     """Samples `count` patches of a split (0: all), evenly spaced, into `folder`, as the model says.
 
-    Raises InputError for more than the split has, for embeddings that the model does not take, and
+    Returns the seconds that it took now, 0 where all was there. Raises InputError for fewer than
+    two patches, for more than the split has, for embeddings that the model does not take, and
     for a folder that holds anything else.
     """
     source = records.source(split, ("embedding",))
@@ -43,6 +44,8 @@ def sample_held_out(
         raise InputError(f"--count={count}; split {split!r} has {len(source)} patches")
     check_embedding(source, model)
     count = count or len(source)
+    if count < 2:
+        raise InputError(f"{count} patch of split {split!r}: one is no set; sample 2 or more")
     picked = evenly(len(source), count)  # the first ones would be neighbours on one slide
     sampling = read_sampling(dict(model.spec["sampling"]))
     settings: dict[str, Any] = {
@@ -59,12 +62,12 @@ def sample_held_out(
     settings = json.loads(json.dumps(settings))  # as it is read again: tuples are lists
     if _is(folder / FINISHED, settings):
         logging.info("samples of an earlier run: %s", folder)
-        return
+        return 0.0
     if not _is(folder / STARTED, settings):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(
-                f"{folder} holds other samples, or files of yours; judge them with "
-                f"--samples={folder}, or choose another --output"
+                f"{folder} holds other samples{_differences(folder, settings)}, or files of yours; "
+                f"judge them with --samples={folder}, or choose another --output"
             )
         write_json(folder / STARTED, settings)
     start = time.perf_counter()
@@ -81,13 +84,31 @@ def sample_held_out(
                 for index, image in zip(indices, images, strict=True):
                     _write_image(files[int(index)], image)
             bar.update(len(files))
-    write_json(folder / FINISHED, settings | {"seconds": time.perf_counter() - start})
+    seconds = time.perf_counter() - start
+    write_json(folder / FINISHED, settings | {"seconds": seconds})
     (folder / STARTED).unlink()
+    return seconds
 
 
 def _write_image(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
     with replacing(path) as temporary:
         Image.fromarray(image).save(temporary)
+
+
+def _differences(folder: Path, settings: dict[str, Any]) -> str:
+    """What is there and what is asked, where samples of this command are there."""
+    file = next((folder / name for name in (FINISHED, STARTED) if (folder / name).is_file()), None)
+    found = read_json(file, "settings of samples") if file else {}
+    if not isinstance(found, dict) or not found:
+        return ""
+    differ = [name for name in settings if found.get(name) != settings[name]]
+    told = [
+        f"other {name}"
+        if isinstance(settings[name], (dict, list))
+        else f"{name} {found.get(name)}, asked for {settings[name]}"
+        for name in differ
+    ]
+    return f" ({'; '.join(told)})"
 
 
 def _is(file: Path, settings: dict[str, Any]) -> bool:

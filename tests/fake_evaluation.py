@@ -142,6 +142,11 @@ def write_stitched(folder: Path) -> None:
     Image.fromarray(region).save(folder / "several" / "b.png")
     (folder / "several" / "b.json").write_text(json.dumps(shifted))
     Image.fromarray(region).save(folder / "elsewhere.png")
+    cell = region[:PATCH, :PATCH]
+    Image.fromarray(cell).save(folder / "cell.png")
+    (folder / "cell.json").write_text(
+        json.dumps(stitched | {"region": [*REGION[:2], *2 * [PATCH]]})
+    )
     outside = stitched | {"region": [180, 0, 64, 48]}
     (folder / "elsewhere.json").write_text(json.dumps(outside))
 

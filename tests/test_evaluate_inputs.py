@@ -1,14 +1,17 @@
 """Reading what other commands wrote: samples, stitched images, training runs, sets of images."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
-from fake_evaluation import PATCH, picture, write_records, write_samples
+from fake_evaluation import PATCH, SLIDE, FakeModel, picture, write_records, write_samples
 from PIL import Image
 
+from ssl_diffusion.data.records import open_records
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.evaluation import inputs
+from ssl_diffusion.evaluation import checks, inputs
+from ssl_diffusion.evaluation.spaces import Space
 
 
 def test_samples_are_read_by_index(tmp_path):
@@ -72,6 +75,36 @@ def test_loss_survives_a_killed_run(tmp_path):
     log.write_text("not metrics\n")
     with pytest.raises(InputError, match="is damaged"):
         inputs.read_training(tmp_path)
+
+
+def test_what_may_not_be_what_it_is_taken_for_is_remarked(tmp_path):
+    write_records(tmp_path / "records")
+    records, train = (open_records(tmp_path / "records") for _ in range(2))
+    space = Space(
+        "inception", "FD (Inception)", "", {"published_weights": True}, lambda images: images
+    )
+    assert checks.remarks(FakeModel("of_this_split"), [space], records, train) == []
+    other = dataclasses.replace(space, settings={"published_weights": False})
+    assert "FD (Inception): the weights" in checks.remarks(None, [other], records, None)[0]
+    (remark,) = checks.remarks(FakeModel("right"), [], records, train)
+    assert "does not say what it was trained on" in remark
+    # The same slide in records of another split; by its content, where the name is another.
+    train.metadata["split_sha256"] = "0"
+    (remark,) = checks.remarks(FakeModel("of_another_split"), [], records, train)
+    assert "share 1 source(s), by name or content: slide & <b>.png" in remark
+    split = json.loads((tmp_path / "records" / "split.json").read_text())
+    for name, digest, count in (("x.png", "1", 1), ("x.png", "2", 0)):
+        write_records(tmp_path / f"records{digest}")
+        slide = split["sources"][SLIDE] | {"sha256": "1"}
+        for folder, file in (("records", SLIDE), (f"records{digest}", name)):
+            sources = {file: slide if folder == "records" else slide | {"sha256": digest}}
+            text = json.dumps(split | {"sources": sources})
+            (tmp_path / folder / "split.json").write_text(text)
+        others = open_records(tmp_path / f"records{digest}")
+        assert len(checks.shared_sources(records, others)) == count
+    train.metadata["patch_px"] = 2 * PATCH
+    with pytest.raises(InputError, match="patches of 32 px, --records of 16"):
+        checks.check_train_records(train, records)
 
 
 def test_a_set_is_recognised_by_what_it_is(tmp_path):

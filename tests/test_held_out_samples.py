@@ -1,5 +1,6 @@
 """Samples that evaluate makes itself: kept, gone on with, used again; the spaces it judges in."""
 
+import dataclasses
 import json
 import shutil
 
@@ -51,13 +52,24 @@ def test_samples_are_made_once_and_a_killed_run_goes_on(model, records_dir, tmp_
     sample_held_out(model, records, 4, folder)
     assert made == [picked[2:]] and not (folder / "unfinished.json").exists()
     np.testing.assert_array_equal(pixels(folder)[last], whole[last])
-    sample_held_out(model, records, 4, folder)
-    assert len(made) == 1
-    with pytest.raises(InputError, match="holds other samples, or files of yours"):
+    assert sample_held_out(model, records, 4, folder) == 0 and len(made) == 1
+    with pytest.raises(InputError, match=r"other samples \(count 4, asked for 2; other indices; s"):
         sample_held_out(model, records, 2, folder, seed=1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.png").touch()
+    with pytest.raises(InputError, match="holds other samples, or files of yours"):
+        sample_held_out(model, records, 4, tmp_path / "mine")
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["photo.png"]
+    with pytest.raises(InputError, match="1 patch of split"):
+        sample_held_out(model, records, 1, tmp_path / "new")
     assert len(made) == 1 and len(pixels(folder)) == 4
     with pytest.raises(InputError, match="--count=9999"):
         sample_held_out(model, records, 9999, folder)
+
+
+def other_judge(folder):
+    shutil.copytree(demo.resolve(demo.JUDGE), folder / "theirs")
+    return str(folder / "theirs")
 
 
 def test_the_judge_is_another_encoder_and_names_are_distinct(tmp_path):
@@ -65,8 +77,26 @@ def test_the_judge_is_another_encoder_and_names_are_distinct(tmp_path):
     shutil.copytree(demo.resolve(demo.ENCODER), tmp_path / "copied")
     with pytest.raises(InputError, match="not independent"):
         judging.further_spaces(own, str(tmp_path / "copied"), [], None)
-    # As a network it may stand beside itself, without the resize that only Inception takes.
-    found = judging.further_spaces(own, "none", [str(tmp_path / "copied")], "clean")
+    # The same vectors by other weights: it was only saved again.
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
+    first, again, another = (
+        dataclasses.replace(
+            own, embed=lambda images, step=step: images.reshape(2, -1)[:, ::step] / 1
+        )
+        for step in (1, 1, -1)
+    )
+    with pytest.raises(InputError, match="not independent"):
+        judging.check_independent(first, again, images)
+    judging.check_independent(first, another, images)
+    shipped, given = (
+        judging.further_spaces(own, judge, [], None)[0].settings["ships"]
+        for judge in (demo.JUDGE, other_judge(tmp_path))
+    )
+    assert shipped and not given
+    with pytest.raises(InputError, match="--resize=clean is of FID's Inception, and --networks"):
+        judging.further_spaces(own, "none", [str(tmp_path / "copied")], "clean")
+    # As a network it may stand beside itself.
+    found = judging.further_spaces(own, "none", [str(tmp_path / "copied")], None)
     assert [space.name for space in found] == ["copied"]
     with pytest.raises(InputError, match="comes twice"):
         judging.further_spaces(own, "none", [str(tmp_path / "copied")] * 2, None)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssl_diffusion import demo
 from ssl_diffusion.data.records import open_records
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.image_sets import (
@@ -15,6 +16,7 @@ from ssl_diffusion.evaluation.image_sets import (
     read_image,
     record_images,
 )
+from ssl_diffusion.evaluation.inputs import open_images
 
 
 def noise(count=5, height=12, width=10):
@@ -65,6 +67,27 @@ def test_records_are_read_in_their_order(records_dir):
     assert images.settings["format"] == {"format": "PNG"} and images.settings["split"] == "test"
     with pytest.raises(InputError, match="none of 'val' to read"):
         record_images(records, "val")
+
+
+def test_a_slide_is_cut_as_its_records_were(records_dir):
+    """At their stride of one patch, records hold every patch of tissue that the slide has."""
+    records, slide = open_records(records_dir), demo.resolve(demo.SLIDE)
+    recipe = records.metadata["recipe"]
+    patches = open_images(slide, 64, recipe)
+    assert len(patches) == records.count("train") + records.count("test")
+    assert patches.settings["no_tissue"] > 0
+    # At half the resolution the image has half the side.
+    coarse = open_images(slide, 64, recipe | {"mpp": 2 * records.metadata["mpp"]})
+    whole = patches.settings["image_px"]
+    np.testing.assert_allclose(coarse.settings["image_px"], np.divide(whole, 2), atol=5)
+
+
+def test_what_has_no_data_is_left_out(tmp_path):
+    pixels = noise(1, 40, 40)[0]
+    pixels[:20, :20] = 7
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    assert len(large_image_patches(tmp_path / "x.png", 20, 20)) == 4
+    assert len(large_image_patches(tmp_path / "x.png", 20, 20, {"nodata": 7})) == 3
 
 
 def test_what_is_no_image_is_left_out_and_links_are_followed(folder, tmp_path, caplog):

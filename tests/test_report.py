@@ -1,13 +1,16 @@
 """The report's page, its table and its figures."""
 
+import io
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from fake_evaluation import picture
+from PIL import Image
+from sklearn.decomposition import PCA
 
-from ssl_diffusion.evaluation import table
+from ssl_diffusion.evaluation import patch_figures, table
 from ssl_diffusion.evaluation.figures import labelled_row, labelled_sheet, loss_curve
 from ssl_diffusion.evaluation.large_numbers import LargeImage
 from ssl_diffusion.evaluation.patch_figures import (
@@ -52,7 +55,7 @@ def test_page_is_self_contained_escapes_names_and_leaves_out_what_is_absent():
         "seconds": {"evaluate": 1.0, "train": None},
         "hardware": {"cpu": "<b>fast</b>"},
         "versions": {"jax": "0"},
-        "pinned": {"a": {"<i>": [1, 2]}, "absent": None},
+        "pinned": {"a": {"<i>": [1, 2]}, "absent": None, "b": [{"seed": 3}, {"seed": 4}]},
     }  # fmt: skip
     origin = "<img src=http://x/y.png>.svs, corner"
     large = LargeImage(image, image, image, 16, none, none, 0.5, origin, False)
@@ -65,6 +68,7 @@ def test_page_is_self_contained_escapes_names_and_leaves_out_what_is_absent():
         assert absent not in page
     assert "\N{MINUS SIGN}0.5<br>" in page and "\N{MINUS SIGN}1 to 0.25" in page
     assert "a › &lt;i&gt;</td><td>1, 2" in page
+    assert "b › 0 › seed</td><td>3" in page and "b › 1 › seed</td><td>4" in page
 
 
 def test_a_table_has_a_line_for_each_measure_and_a_column_for_each_set():
@@ -108,3 +112,21 @@ def test_plots_are_drawn_of_any_number_of_points():
     features = rng.random((40, 6), np.float32)
     assert component_scatter(features, features[:3], features[:1]).startswith(b"\x89PNG")
     assert component_scatter(features[:, :1], features[:, :1], features[:, :1]) is None
+
+
+def test_plots_side_by_side_have_one_size_and_points_of_the_whole_set(monkeypatch):
+    rng = np.random.default_rng(0)
+    features = rng.random((40, 6), np.float32)
+    pngs = similarity_histogram(features[:, 0], features[:, 1]), component_scatter(*3 * [features])
+    assert len({Image.open(io.BytesIO(png)).size for png in pngs}) == 1
+    seen = {}
+
+    def scatter_plot(points, *_):
+        seen["points"] = points
+        return b""
+
+    monkeypatch.setattr(patch_figures, "scatter_plot", scatter_plot)
+    monkeypatch.setattr(patch_figures, "POINTS", 2)
+    component_scatter(features, features, features)
+    ends = PCA(2, random_state=0).fit(features).transform(features[[0, -1]])
+    np.testing.assert_allclose(seen["points"], np.concatenate([ends, ends]), atol=1e-5)

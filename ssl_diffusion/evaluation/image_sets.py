@@ -131,7 +131,12 @@ class _Patches(ImageSet):
     """Read by strips: of a row of patches, no more pixels than lie in those that are asked for."""
 
     def __init__(self, path: Path, size_px: int, stride_px: int, recipe: Mapping[str, Any]):
-        picture = open_image(path)
+        picture = open_image(
+            path,
+            nodata=recipe.get("nodata"),
+            bands=tuple(recipe.get("bands") or (1, 2, 3)),
+            value_range=tuple(recipe.get("value_range") or ()),
+        )
         mpp, least = recipe.get("mpp"), recipe.get("min_saturation") or 0.0
         if mpp and picture.mpp is None:
             logging.warning(
@@ -165,6 +170,12 @@ class _Patches(ImageSet):
         about |= {"stride_px": stride_px, "image_px": [picture.width, picture.height]}
         about |= {"mpp": picture.mpp, "min_saturation": least, "no_tissue": looked_at}
         about["no_tissue"] -= len(self._corners)
+        logging.info(
+            "%s: %d patches; %d left out, as the records' recipe says",
+            path,
+            len(self._corners),
+            about["no_tissue"],
+        )
         super().__init__(path.name, len(self._corners), (size_px, size_px), about)
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:

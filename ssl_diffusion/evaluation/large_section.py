@@ -38,8 +38,12 @@ class Stitched:
     reference: Picture
 
 
-def open_stitched(path: str, model: Model | None) -> list[Stitched]:
-    """What --stitched names; InputError unless `model` made it and its region can be read."""
+def open_stitched(path: str, model: Model | None, crop_px: int | None) -> list[Stitched]:
+    """What --stitched names; InputError unless `model` made it and its region can be read.
+
+    Also for an image of a single cell, which has no other to be told from, and for one smaller than
+    crops of `crop_px`.
+    """
     if model is None:
         raise InputError("--stitched needs --model: its autoencoder, and the size of its windows")
     found = []
@@ -48,7 +52,13 @@ def open_stitched(path: str, model: Model | None) -> list[Stitched]:
         check_made_by(settings, "stitched", model)
         picture = open_image(settings["reference"]).at(model.mpp, settings.get("reference_mpp"))
         picture.check_region(*settings["region"])
+        if max(image.shape[:2]) <= model.patch_px:
+            raise InputError(
+                f"{file} is one cell of {model.patch_px} px, which has no other to be told from; "
+                "evaluate larger images"
+            )
         found.append(Stitched(image, settings, picture))
+    _crop_size([one.image.shape[:2] for one in found], model, crop_px)
     return found
 
 
@@ -65,13 +75,7 @@ def evaluate_large_images(
     a patch; there are `crop_count` of each image, or CROPS_PER_IMAGE.
     """
     images = [_large_image(one, model, real) for one in stitched]
-    smallest = min(min(image.real.shape[:2]) for image in images)
-    size = crop_px or (CROP_PX if smallest >= 2 * CROP_PX else model.patch_px)
-    if size > smallest:
-        raise InputError(
-            f"--crop_px={size}, but the smallest side of the stitched images is {smallest} px; "
-            "give less"
-        )
+    size = _crop_size([image.real.shape[:2] for image in images], model, crop_px)
     count = crop_count or CROPS_PER_IMAGE
     sizes = sorted({image.real.shape[:2] for image in images})
     section: dict[str, Any] = {
@@ -93,6 +97,17 @@ def evaluate_large_images(
     if whole and len(images) > 1 and square:
         section["whole_spaces"] = whole_numbers(images, whole, real.features)
     return section, images
+
+
+def _crop_size(sizes: Sequence[tuple[int, int]], model: Model, crop_px: int | None) -> int:
+    smallest = min(min(size) for size in sizes)
+    size = crop_px or (CROP_PX if smallest >= 2 * CROP_PX else model.patch_px)
+    if size > smallest:
+        raise InputError(
+            f"crops of {size} px, but the smallest side of the stitched images is {smallest} px; "
+            "give --crop_px that is less"
+        )
+    return size
 
 
 def _large_image(stitched: Stitched, model: Model, real: RealFeatures) -> LargeImage:

@@ -8,6 +8,7 @@ from matplotlib import pyplot
 from sklearn.decomposition import PCA
 
 from ssl_diffusion.evaluation.figures import MIDDLE, png_of, scatter_plot
+from ssl_diffusion.evaluation.intervals import evenly
 
 SAMPLES, REAL, CONTROL = "#b8326e", "#2f6db5", "#c99a2e"  # are told apart on light and on dark
 POINTS = 2000  # of each group in a scatter plot
@@ -48,12 +49,12 @@ def component_scatter(
 ) -> bytes | None:
     """PNG: real images and samples in the two leading components of the reference.
 
-    None where there are no two.
+    Of more than POINTS, evenly spaced ones are drawn. None where there are no two.
     """
     if min(reference.shape) < 2:
         return None
     axes = PCA(2, random_state=0).fit(reference)
-    groups = [axes.transform(few[:POINTS]) for few in (real, samples)]
+    groups = [axes.transform(few[evenly(len(few), POINTS)]) for few in (real, samples)]
     share = axes.explained_variance_ratio_
     labels = tuple(f"component {i + 1} ({share[i]:.0%} of the variance)" for i in range(2))
     return scatter_plot(
@@ -65,7 +66,7 @@ def component_scatter(
 
 
 def _panel(x_label: str, y_label: str) -> tuple[pyplot.Figure, pyplot.Axes]:
-    figure, axes = pyplot.subplots(figsize=(5.6, 3.6), dpi=144, layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(5.6, 4.8), dpi=144, layout="constrained")
     figure.patch.set_alpha(0)
     axes.patch.set_alpha(0)
     axes.set_xlabel(x_label, fontsize=12, color=MIDDLE)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ssl_diffusion import __version__
 from ssl_diffusion.evaluation.intervals import COVERED, DRAWS, HALVES
 from ssl_diffusion.evaluation.machine import versions
 from ssl_diffusion.evaluation.patch_numbers import SEED
@@ -31,6 +32,7 @@ def pinned(
         images.pin()
     recipe = real.records.metadata
     return {
+        "version": __version__,
         "made_by": dict(made_by),
         "sets": {name: images.settings for name, images in sets.items()},
         "records": {

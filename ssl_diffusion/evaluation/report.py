@@ -15,7 +15,10 @@ SPACES = {  # intro of a space's numbers
     "encoder": "The space of the encoder whose embeddings condition the model: the model was made "
     "to please it.",
     "judge": "An independent encoder: it played no part in making the model.",
+    "given": "An encoder that was given as independent: whether it played a part in making the "
+    "model is for whoever gave it to know.",
 }
+SEEN_BY = {"encoder": "the conditioning encoder", "judge": "the judge"}
 
 
 @dataclasses.dataclass
@@ -39,7 +42,7 @@ def html_page(
         _summary(report),
         report_pictures.large_images(pictures.large),
         *([_patches(report, pictures.patches)] if pictures.patches else []),
-        _large_image(report["large_image"]) if "large_image" in report else "",
+        _large_image(report["large_image"], report) if "large_image" in report else "",
         _models(report),
         _training(report["train"], loss_png) if loss_png else "",
         _pinned(report["pinned"]) if "pinned" in report else "",
@@ -48,6 +51,23 @@ def html_page(
         _settings(settings),
     ]
     return document("Images generated from embeddings", CSS, "".join(sections))
+
+
+def _intro(name: str, report: Mapping[str, Any]) -> str:
+    """What a space is, in a sentence."""
+    if name == "judge" and not _ships(report):
+        name = "given"
+    return SPACES.get(name, "A further network.")
+
+
+def _ships(report: Mapping[str, Any]) -> bool:
+    """Whether the judge is the project's own, of which it is known how it was made."""
+    spaces = report.get("pinned", {}).get("spaces", {})
+    return bool(spaces.get("judge", {}).get("ships"))
+
+
+def _seen_by(name: str) -> str:
+    return escape(SEEN_BY.get(name, name))
 
 
 def _summary(report: Mapping[str, Any]) -> str:
@@ -64,7 +84,8 @@ def _summary(report: Mapping[str, Any]) -> str:
             if "chance" not in space:
                 continue
             found = space["sets"]["samples"]["retrieval_at_1"]["value"]
-            who = "the conditioning encoder" if name == "encoder" else "an independent judge"
+            judge = "an independent judge" if _ships(report) else "a judge given as independent"
+            who = "the conditioning encoder" if name == "encoder" else judge
             sentences.append(
                 f"Of {patch['count']} single patches {found:.0%} are recognised by {who} as the "
                 f"held-out patch that was asked for, among {round(1 / space['chance'])} (a guess: "
@@ -74,21 +95,29 @@ def _summary(report: Mapping[str, Any]) -> str:
         sentences.append(f"{patch['count']:,} patches are compared with real ones as a set.")
     if report.get("pinned", {}).get("records", {}).get("unseen"):
         sentences.append("The real images are of a source that was not in training.")
-    return f'<h1>Images generated from embeddings</h1>\n<p class="lead">{" ".join(sentences)}</p>\n'
+    lead = f'<p class="lead">{" ".join(sentences)}</p>\n'
+    remarks = table.warnings_list(report.get("remarks", ()))
+    return f"<h1>Images generated from embeddings</h1>\n{lead}{remarks}"
 
 
 def _patches(report: Mapping[str, Any], pictures: PatchPictures) -> str:
     patch, parts = report["patch"], [report_pictures.pairs(pictures.pairs, report["patch"])]
     for name, space in patch["spaces"].items():
         chance = f" Retrieval by a guess: {space['chance']:.1%}." if "chance" in space else ""
+        asked = (
+            " The column of another embedding holds the same images, had each been asked for "
+            "another patch: as a set they are the samples."
+            if "shuffled" in space["sets"]
+            else ""
+        )
         intro = (
-            f"{SPACES.get(name, 'A further network.')} {space['sets']['samples']['n']:,} images "
+            f"{_intro(name, report)} {space['sets']['samples']['n']:,} images "
             f"against {space['reference_n']:,} real reference patches, in {space['dimension']:,} "
-            f"dimensions.{chance} Below each number is its 95 % interval."
+            f"dimensions.{chance}{asked} Below each number is its 95 % interval."
         )
         parts.append(
             section(
-                f"Patches: {escape(space['title'])}",
+                f"Patches, seen by {_seen_by(name)}",
                 intro,
                 table.warnings_list(space["warnings"])
                 + table.matrix(table.SETS, space["sets"], title=space["title"])
@@ -129,16 +158,17 @@ def _copying(copying: Mapping[str, Any], pictures: PatchPictures) -> str:
     )
 
 
-def _large_image(large: Mapping[str, Any]) -> str:
+def _large_image(large: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     crops = large["crops"]
     parts = []
     for name, cells in large["cells"].items():
         intro = (
-            f"{SPACES[name]} {cells['count']:,} cells, each looks for the real cell at its place "
-            f"among those of its image (a guess: {cells['chance']:.1%}). Intervals are over cells."
+            f"{_intro(name, report)} {cells['count']:,} cells, each looks for the real cell at its "
+            f"place among those of its image (a guess: {cells['chance']:.1%}). "
+            "Intervals are over cells."
         )
         parts.append(
-            f"<h3>Grid cells: {escape(cells['title'])}</h3><p>{intro}</p>"
+            f"<h3>Grid cells, seen by {_seen_by(name)}</h3><p>{intro}</p>"
             + table.matrix(table.SETS, cells["sets"])
         )
     parts.append(
@@ -148,15 +178,16 @@ def _large_image(large: Mapping[str, Any]) -> str:
     )
     kinds = {
         "crop_spaces": f"{crops['of_each_image']:,} random crops of {crops['size_px']} px of each "
-        "image against the real crops at the same positions; the real column are crops at other "
-        "positions of the same regions. Crops overlap: intervals are too narrow for few images.",
+        "image, at the same positions in every column, against crops of the real regions at "
+        "others. Crops overlap: intervals are too narrow for few images.",
         "whole_spaces": "Whole images, resized by the network's own rule.",
     }
     for key, intro in kinds.items():
-        for space in large.get(key, {}).values():
+        for name, space in large.get(key, {}).items():
+            heading = {"crop_spaces": "Crops", "whole_spaces": "Whole images"}[key]
             title = {"crop_spaces": "Crop-", "whole_spaces": "Whole images: "}[key]
             parts.append(
-                f"<h3>{title}{escape(space['title'])}</h3><p>{intro}</p>"
+                f"<h3>{heading}, seen by {_seen_by(name)}</h3><p>{intro}</p>"
                 + table.warnings_list(space["warnings"])
                 + table.matrix(table.SETS, space["sets"], title=title + space["title"])
             )
@@ -232,6 +263,8 @@ def _flat(tree: Any, path: str = "") -> list[tuple[str, str]]:
             for name, value in tree.items()
             for pair in _flat(value, f"{path} › {name}" if path else str(name))
         ]
+    if isinstance(tree, (list, tuple)) and any(isinstance(one, Mapping) for one in tree):
+        return _flat({str(number): one for number, one in enumerate(tree)}, path)
     if isinstance(tree, (list, tuple)):
         tree = ", ".join(map(str, tree))
     return [] if tree is None else [(path, str(tree))]
