@@ -24,6 +24,7 @@ def fails_with(result: subprocess.CompletedProcess, *phrases: str) -> None:
         assert phrase in line, line
 
 
+@pytest.mark.slow  # the demo in its short form, which CI runs too, goes the same way
 def test_sample_generate_and_evaluate_make_a_report(run_dir, records_dir, tmp_path):
     result = run_command(
         "generate",

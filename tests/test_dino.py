@@ -229,6 +229,7 @@ def test_resumed_run_ends_with_the_same_bits(dino_run, records_dir, task, tmp_pa
         np.testing.assert_array_equal(weights[name], value, err_msg=name)
 
 
+@pytest.mark.slow  # test_sharding has it of the loop that all tasks share
 def test_eight_devices_follow_the_loss_of_one(dino_run, records_dir, task, tmp_path):
     arguments = ["--config=configs/ssl_pretrain.py", f"--workdir={tmp_path / 'train'}"]
     arguments += [f"{name}={value}" for name, value in SMALLER.items()]
