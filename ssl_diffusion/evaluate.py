@@ -175,6 +175,7 @@ def check_flags() -> None:
 
 def open_real(model: Model | None, records: Records, output: Path) -> RealFeatures:
     """The real records in every space; InputError unless all belongs together."""
+    encoder = model.encoder if model else None  # refused first where it came without
     where = records.folder / "encoder"
     if not where.is_dir() and model:
         where = part_of(MODEL.value, "encoder")
@@ -183,7 +184,7 @@ def open_real(model: Model | None, records: Records, output: Path) -> RealFeatur
             f"records in {records.folder} have no encoder beside them; give --model, or prepare "
             "them with --encoder"
         )
-    encoder = model.encoder if model else load_encoder(where)
+    encoder = encoder or load_encoder(where)
     patch_px = model.patch_px if model else records.metadata["patch_px"]
     if model:
         checks.check_split(model, records, UNSEEN.value)

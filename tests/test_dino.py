@@ -199,6 +199,7 @@ def test_teacher_and_centre_follow_each_step(task, batch):
     assert np.abs(moved).max() > 0
 
 
+@pytest.mark.slow  # test_training has accumulation of the loop that all tasks share
 def test_accumulation_and_centre_see_the_same_batch(task, batch):
     after = []
     for parts in (1, 4):

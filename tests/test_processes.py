@@ -94,7 +94,7 @@ def test_two_processes_follow_one_for_fifty_steps(records_dir, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "alone"), rtol=1e-4)
 
 
-@pytest.mark.parametrize("first, then", [(2, 1), (1, 2)])
+@pytest.mark.parametrize("first, then", [pytest.param(2, 1, marks=pytest.mark.slow), (1, 2)])
 def test_a_checkpoint_goes_on_with_another_number_of_processes(
     first, then, alone, records_dir, tmp_path
 ):
