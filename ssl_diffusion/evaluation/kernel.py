@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Float64
 
 from ssl_diffusion.errors import InputError
 
-BLOCK = 2048  # rows of both sets; a block of the kernel matrix takes 16 MiB
+BLOCK = 2048  # rows; a block of the kernel matrix takes 16 MiB
 SUBSETS, SUBSET_SIZE = 100, 1000
 
 
@@ -75,10 +75,9 @@ def kernel_distances(
             f"a kernel distance of {int(n.min())} and {int(m.min())} features, expected at least "
             "2 of each; use more images"
         )
-    chosen = np.zeros((2, len(in_x), len(x) + len(y)), np.float32)
-    chosen[0, :, : len(x)], chosen[1, :, len(x) :] = in_x, in_y
-    sums = _sums(x, y, chosen)
-    return sums[0, 0] / (n * (n - 1)) + sums[1, 1] / (m * (m - 1)) - 2 * sums[0, 1] / (n * m)
+    within_x, within_y = _sums_within(x, in_x), _sums_within(y, in_y)
+    between = _sums_between(x, y, in_x, in_y)
+    return within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * between / (n * m)
 
 
 def _kernel(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "n m"]:
@@ -90,30 +89,37 @@ def _kernel(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Float[n
     return cube
 
 
-def _sums(
-    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], chosen: Float[np.ndarray, "2 s both"]
-) -> Float64[np.ndarray, "2 2 s"]:
-    """[a, b]: over pairs of two different features, the first chosen by a, the second by b.
-
-    Both sets are gone through as one: a product of a block with itself costs half of another.
-    """
-    total = np.zeros((2, *chosen.shape[:2]))
-    for rows in _blocks(chosen.shape[2]):
-        first = _joined(x, y, rows)
-        for columns in _blocks(rows.stop):
-            same = columns == rows
-            kernel = _kernel(first, first if same else _joined(x, y, columns))
-            if same:
-                np.fill_diagonal(kernel, 0)
-            sums = np.tensordot(kernel, chosen[:, :, columns].astype(kernel.dtype), (1, 2))
-            part = np.einsum("asr,rbs->abs", chosen[:, :, rows], sums, dtype=np.float64)
-            total += part if same else part + part.swapaxes(0, 1)
+def _sums_within(
+    x: Float[np.ndarray, "n d"], chosen: Bool[np.ndarray, "s n"]
+) -> Float64[np.ndarray, " s"]:
+    """Over pairs of two different features of each subset. The kernel is symmetric: half of it."""
+    total = np.zeros(len(chosen))
+    for rows in _blocks(len(x)):
+        own = _kernel(x[rows], x[rows])
+        np.fill_diagonal(own, 0)
+        total += _weighted(own, chosen[:, rows], chosen[:, rows])
+        for columns in _blocks(rows.start):
+            other = _kernel(x[rows], x[columns])
+            total += 2 * _weighted(other, chosen[:, rows], chosen[:, columns])
     return total
 
 
-def _joined(x: np.ndarray, y: np.ndarray, rows: slice) -> Float[np.ndarray, "k d"]:
-    """Rows of both sets, the one after the other."""
-    return np.concatenate([x[rows], y[max(rows.start - len(x), 0) : max(rows.stop - len(x), 0)]])
+def _sums_between(x, y, in_x, in_y) -> Float64[np.ndarray, " s"]:
+    total = np.zeros(len(in_x))
+    for rows in _blocks(len(x)):
+        for columns in _blocks(len(y)):
+            total += _weighted(_kernel(x[rows], y[columns]), in_x[:, rows], in_y[:, columns])
+    return total
+
+
+def _weighted(
+    kernel: Float[np.ndarray, "n m"],
+    rows: Bool[np.ndarray, "s n"],
+    columns: Bool[np.ndarray, "s m"],
+) -> Float64[np.ndarray, " s"]:
+    """The sum of the kernel over rows x columns of each subset."""
+    sums = kernel @ columns.T.astype(kernel.dtype)  # [n s]
+    return np.einsum("sn,ns->s", rows, sums, dtype=np.float64)
 
 
 def _blocks(count: int) -> Iterator[slice]:
