@@ -15,8 +15,6 @@ embedded is kept in OUTPUT/runs and OUTPUT/features: a run that was killed goes 
 
 import logging
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +40,7 @@ from ssl_diffusion.evaluation.figures import png_bytes
 from ssl_diffusion.evaluation.fractions import parse_fractions
 from ssl_diffusion.evaluation.inputs import writable_folder
 from ssl_diffusion.evaluation.machine import hardware, versions
-from ssl_diffusion.files import replacing, write_json
+from ssl_diffusion.evaluation.written import write_files
 
 FLAGS = flags.FlagValues()
 RECORDS = flags.DEFINE_string(
@@ -159,7 +157,7 @@ def main() -> None:
         "ordinary views": report["ordinary"],
     }
     settings |= {"encoder": report["encoder"], "records": real.metadata["recipe"]}
-    write_report(output, report, pictures, settings)
+    write_files(output, report, pictures, html_page(report, pictures, settings))
     logging.info("report: %s", output / "report.html")
 
 
@@ -175,22 +173,6 @@ def sheet(compared: Comparison) -> np.ndarray:
         groups.append([*pool.images(0, np.array([pick])), *pool.images(1, rows)])
         names.append(compared.names[pool.label[pick]])
     return variation_sheet(groups, names)
-
-
-def write_report(
-    output: Path,
-    report: dict[str, Any],
-    pictures: Mapping[str, bytes],
-    settings: dict[str, Any],
-) -> None:
-    """All files; the page last, so that a page never stands beside numbers of another run."""
-    for name, content in pictures.items():
-        with replacing(output / name) as temporary:
-            temporary.write_bytes(content)
-    write_json(output / "report.json", report)
-    page = html_page(report, pictures, settings)
-    with replacing(output / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

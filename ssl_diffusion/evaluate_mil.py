@@ -16,8 +16,6 @@ stopped, and trains again only what has changed.
 
 import logging
 import time
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -30,7 +28,8 @@ from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.fractions import parse_fractions
 from ssl_diffusion.evaluation.inputs import writable_folder
 from ssl_diffusion.evaluation.machine import hardware, versions
-from ssl_diffusion.files import read_json_lines, replacing, sha256, write_json
+from ssl_diffusion.evaluation.written import write_page
+from ssl_diffusion.files import read_json_lines, sha256, write_json
 from ssl_diffusion.mil.bags import PLANTED, SYNTHETIC, Bag, check_classes, read_bags
 from ssl_diffusion.mil.experiment import ARMS, REAL, Slides, Trial, chosen_slides, run_trial
 from ssl_diffusion.mil.figures import attention_figure, scores_figure
@@ -122,7 +121,7 @@ def main() -> None:
     write_json(output / "report.json", report)  # first: pictures may fail
     pictures = {"auc.png": scores_figure(told, "auc", "AUC")}
     pictures["attention.png"] = attention_picture(records, slides, trials, max(fractions))
-    write_pictures(output, report, pictures)
+    write_page(output, pictures, html_page(report, pictures))
     logging.info("report: %s", output / "report.html")
 
 
@@ -250,15 +249,6 @@ def attention_picture(
         if trial.fraction == fraction
     }
     return attention_figure(records, "test", bags, maps, slides.classes)
-
-
-def write_pictures(output: Path, report: dict[str, Any], pictures: dict[str, bytes]) -> None:
-    """The pictures, and last the page."""
-    for name, content in pictures.items():
-        with replacing(output / name) as temporary:
-            temporary.write_bytes(content)
-    with replacing(output / "report.html") as temporary:
-        temporary.write_text(html_page(report, pictures), encoding="utf-8")
 
 
 if __name__ == "__main__":

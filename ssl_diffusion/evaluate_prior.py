@@ -12,7 +12,6 @@ coherence.png.
 import logging
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from ssl_diffusion.evaluation.prior_measures import Sampled, agreement, finite, 
 from ssl_diffusion.evaluation.prior_page import html_page
 from ssl_diffusion.evaluation.prior_samples import sample_sets
 from ssl_diffusion.evaluation.real_grids import RealGrids, read_real, window_count, windows
-from ssl_diffusion.files import replacing, write_json
+from ssl_diffusion.evaluation.written import write_files
 from ssl_diffusion.prior.captions import read_captions
 from ssl_diffusion.prior.model import Prior, load_prior
 
@@ -126,7 +125,8 @@ def main() -> None:
         "coherence.png": coherence_figure(curves),
     }
     settings = {"prior": prior.spec, "records": records.metadata["recipe"], "captions": captions}
-    write_report(output, finite(report), pictures, settings)
+    report = finite(report)
+    write_files(output, report, pictures, html_page(report, pictures, settings))
     logging.info("report: %s", output / "report.html")
 
 
@@ -219,22 +219,6 @@ def add_copying(
         compared, parts[: len(compared)], parts[len(compared) :], strict=True
     ):
         numbers[one.name]["copying"] = copying_numbers(samples, real)
-
-
-def write_report(
-    output: Path,
-    report: dict[str, Any],
-    pictures: Mapping[str, bytes],
-    settings: Mapping[str, Any],
-) -> None:
-    """All files; the page last, so that a page never stands beside numbers of another run."""
-    for name, content in pictures.items():
-        with replacing(output / name) as temporary:
-            temporary.write_bytes(content)
-    write_json(output / "report.json", report)
-    page = html_page(report, pictures, settings)
-    with replacing(output / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

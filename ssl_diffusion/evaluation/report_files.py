@@ -10,13 +10,13 @@ from jaxtyping import UInt8
 from ssl_diffusion.evaluation.figures import labelled_row, labelled_sheet, loss_curve, png_bytes
 from ssl_diffusion.evaluation.patch_section import Pair
 from ssl_diffusion.evaluation.report import Pictures, html_page
-from ssl_diffusion.files import replacing, write_json
+from ssl_diffusion.evaluation.written import write_files
 
 
 def write_report(
     output: Path, report: Mapping[str, Any], pictures: Pictures, settings: Mapping[str, Any]
 ) -> None:
-    """All files; the page last, so that a page never stands beside numbers of another run."""
+    """All files of the report of images."""
     files = {}
     if pictures.losses:
         files["loss.png"] = loss_curve(pictures.losses)
@@ -29,13 +29,8 @@ def write_report(
     if pictures.patches:
         files["patches.png"] = png_bytes(_sheet(pictures.patches.pairs))
         files |= {f"{name}.png": plot for name, plot in pictures.patches.plots.items()}
-    for name, content in files.items():
-        with replacing(output / name) as temporary:
-            temporary.write_bytes(content)
-    write_json(output / "report.json", report)
     page = html_page(report, pictures, loss_png=files.get("loss.png"), settings=settings)
-    with replacing(output / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_files(output, report, files, page)
 
 
 def _sheet(pairs: list[Pair]) -> UInt8[np.ndarray, "a b 3"]:
