@@ -14,6 +14,7 @@ import numpy as np
 import scipy.linalg
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
+from tqdm import tqdm
 
 from ssl_diffusion.evaluation.frechet import Moments, frechet_distance
 from ssl_diffusion.evaluation.kernel import (
@@ -148,22 +149,27 @@ def measure(measures: Sequence[str], samples: int, dimension: int) -> Iterator[d
     `ratio` is its seconds over ours, `core_ratio` that of core seconds. `gigabytes` is the
     most it held beyond the features.
     `precision` makes recall too; ours also density and coverage.
+    Each is shown when it is done: others take minutes, and may be stopped.
     """
-    for name in measures:
-        ours = None
-        for (who, module), way in WAYS[name].items():
-            if module and importlib.util.find_spec(module) is None:
-                continue
-            fresh = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=fresh) as process:
-                row = process.submit(_timed, way, samples, dimension).result()
-            ours = ours or row
-            sizes = {"samples": samples, "dimension": dimension}
-            ratios = {
-                "ratio": row["seconds"] / ours["seconds"],
-                "core_ratio": row["core_seconds"] / ours["core_seconds"],
-            }
-            yield {"measure": name, "by": who} | sizes | row | ratios
+    ways = [
+        (name, who, way)
+        for name in measures
+        for (who, module), way in WAYS[name].items()
+        if not module or importlib.util.find_spec(module) is not None
+    ]
+    fresh = multiprocessing.get_context("spawn")
+    ours: dict[str, dict[str, float]] = {}
+    for name, who, way in (bar := tqdm(ways, "measures", unit="way")):
+        with ProcessPoolExecutor(1, mp_context=fresh) as process:
+            row = process.submit(_timed, way, samples, dimension).result()
+        of_ours = ours.setdefault(name, row)
+        bar.write(f"{name}, {who}: {row['seconds']:.1f} s", sys.stderr)
+        sizes = {"samples": samples, "dimension": dimension}
+        ratios = {
+            "ratio": row["seconds"] / of_ours["seconds"],
+            "core_ratio": row["core_seconds"] / of_ours["core_seconds"],
+        }
+        yield {"measure": name, "by": who} | sizes | row | ratios
 
 
 def _timed(way: Callable, samples: int, dimension: int) -> dict[str, float]:
