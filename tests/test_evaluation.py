@@ -159,12 +159,15 @@ def test_nearest_training_finds_planted_copies_in_any_chunk():
     train, queries = gaussian(12, 50, 9), gaussian(13, 4, 9)
     train[[3, 17, 18, 49]] = queries * 2
     centre = np.zeros(9, np.float32)
-    nearest = NearestTraining(queries, centre)
+    nearest, several = NearestTraining(queries, centre), NearestTraining(queries, centre, 20)
     for start in range(0, 50, 7):
         nearest.update(train[start : start + 7])
-    np.testing.assert_array_equal(nearest.index, [3, 17, 18, 49])
+        several.update(train[start : start + 7])
+    np.testing.assert_array_equal(nearest.index[:, 0], [3, 17, 18, 49])
     np.testing.assert_allclose(nearest.similarity, 1, atol=1e-6)
-    np.testing.assert_array_equal(nearest.embedding, queries * 2)
+    cosine = queries @ (train / np.linalg.norm(train, axis=1, keepdims=True)).T
+    expected = np.argsort(-cosine, axis=1)[:, :20]
+    np.testing.assert_array_equal(several.index, expected)
 
 
 def test_copying_tells_a_copier_from_a_generator():

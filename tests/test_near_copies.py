@@ -12,10 +12,12 @@ from ssl_diffusion.data.patches import symmetry
 from ssl_diffusion.data.records import open_records
 from ssl_diffusion.data.slides import open_image
 from ssl_diffusion.errors import InputError
+from ssl_diffusion.evaluation.copying import NearestTraining
 from ssl_diffusion.evaluation.features import one_vector
 from ssl_diffusion.evaluation.near_copies import (
+    CANDIDATES,
     FLAGGED,
-    TrainingPatches,
+    Patches,
     chance_threshold,
     find_copies,
 )
@@ -94,7 +96,7 @@ def test_the_threshold_is_that_of_few_in_a_thousand():
 
 @pytest.fixture(scope="module")
 def slide(records_dir):
-    """(embed, training patches, held-out patches, planted copies by guise) of the demo's slide."""
+    """(patches with candidates, training images, held-out patches, copies by guise), of a slide."""
     records = open_records(records_dir)
     source = records.source("train", ("image", "x", "y"))
     picks = np.linspace(5, len(source) - 5, COPIES).astype(int).tolist()
@@ -123,33 +125,40 @@ def slide(records_dir):
         "through the autoencoder": np.clip(decoded * 127.5 + 127.5, 0, 255).round().astype("uint8"),
     }
     encoder = load_encoder(demo.ENCODER)
+    stored = [*records.source("train", ("embedding",)).chunks("embedding")]
+    embeddings = one_vector(np.concatenate(stored), "training")
 
-    def embed(images: np.ndarray) -> np.ndarray:
-        return one_vector(encoder.embed(images), "patches")
+    def patches(images: np.ndarray) -> Patches:
+        found = NearestTraining(
+            one_vector(encoder.embed(images), "patches"), embeddings.mean(axis=0), CANDIDATES
+        )
+        found.update(embeddings)
+        return Patches(images, found.index)
 
-    held_out = records.source("test", ("image",)).spread(60)["image"]
-    return embed, TrainingPatches.of(records), held_out, planted
+    held_out = patches(records.source("test", ("image",)).spread(60)["image"])
+    return patches, lambda index: source[index]["image"], held_out, planted
 
 
 def test_planted_copies_are_flagged_and_glass_is_not(slide):
-    embed, train, held_out, planted = slide
+    patches, training, held_out, planted = slide
     glass = np.stack([np.clip(noise(s, 64, grey=2) + 110.0, 0, 255) for s in range(COPIES)])
     groups = planted | {"glass": glass.astype(np.uint8)}
-    found = find_copies(np.concatenate([*groups.values()]), embed, train, held_out)
+    found = find_copies(patches(np.concatenate([*groups.values()])), held_out, training)
     flagged = dict(zip(groups, np.split(found.flagged, len(groups)), strict=True))
     assert not flagged.pop("glass").any()
     shares = {name: float(one.mean()) for name, one in flagged.items()}
     assert shares.pop("shifted by 16 px") >= 0.75 and min(shares.values()) == 1, shares
     assert found.held_out_flagged <= 0.01
     assert found.threshold < 0.95
-    assert (found.distance_ratio[:COPIES] < 0.01).all()
     (first, match) = found.shown(3)[0]
     assert found.agreement[first] == found.agreement.max() and match == found.match[first]
 
 
 def test_patches_that_cannot_be_compared_are_refused(slide):
-    embed, train, held_out, planted = slide
+    patches, training, held_out, planted = slide
+    few = Patches(held_out.images[:3], held_out.candidates[:3])
+    small = Patches(held_out.images[:, :32, :32], held_out.candidates)
     with pytest.raises(InputError, match="of 32 px, but training patches of 64 px"):
-        find_copies(planted["exact"][:, :32, :32], embed, train, held_out)
+        find_copies(small, held_out, training)
     with pytest.raises(InputError, match="3 held-out patches, expected at least 20"):
-        find_copies(planted["exact"], embed, train, held_out[:3])
+        find_copies(held_out, few, training)

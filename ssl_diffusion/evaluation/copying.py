@@ -19,30 +19,30 @@ ROUNDING = 1e-6  # of 1 - cosine in float32: what is nearer is the same
 
 
 class NearestTraining:
-    """The training embedding nearest to each query (largest cosine from the centre), over a stream.
+    """The training embeddings nearest to each query (largest cosines from the centre), of a stream.
 
-    similarity [n]   cosine with the nearest training embedding
-    index [n]        its position in the stream
-    embedding [n d]  itself
+    similarity [n k]  cosines, falling; of at most `count` of them
+    index [n k]       their positions in the stream
     """
 
-    def __init__(self, queries: Float[np.ndarray, "n d"], centre: Float[np.ndarray, " d"]) -> None:
-        self._centre = centre
+    def __init__(
+        self, queries: Float[np.ndarray, "n d"], centre: Float[np.ndarray, " d"], count: int = 1
+    ) -> None:
+        self._centre, self._count = centre, count
         self._queries = directions(queries, centre)
         self._seen = 0
-        self.similarity = np.full(len(queries), -np.inf)
-        self.index = np.full(len(queries), -1)
-        self.embedding = np.full_like(queries, np.nan)
+        self.similarity = np.empty((len(queries), 0), self._queries.dtype)
+        self.index = np.empty((len(queries), 0), np.int64)
 
     def update(self, chunk: Float[np.ndarray, "m d"]) -> None:
         """Takes the next chunk of training embeddings; memory is n * m for its time only."""
         cosine = self._queries @ directions(chunk, self._centre).T
-        best = cosine.argmax(axis=1)
-        value = cosine[np.arange(len(best)), best]
-        nearer = value > self.similarity
-        self.similarity[nearer] = value[nearer]
-        self.index[nearer] = self._seen + best[nearer]
-        self.embedding[nearer] = chunk[best[nearer]]
+        best = np.argpartition(cosine, -min(self._count, len(chunk)), axis=1)[:, -self._count :]
+        index = np.hstack([self.index, best + self._seen])
+        similarity = np.hstack([self.similarity, np.take_along_axis(cosine, best, axis=1)])
+        order = np.argsort(-similarity, axis=1, kind="stable")[:, : self._count]
+        self.similarity = np.take_along_axis(similarity, order, axis=1)
+        self.index = np.take_along_axis(index, order, axis=1)
         self._seen += len(chunk)
 
 

@@ -13,7 +13,7 @@ from ssl_diffusion.evaluation.agreement import estimated, share
 from ssl_diffusion.evaluation.copying import NearestTraining, copying
 from ssl_diffusion.evaluation.image_sets import ImageSet, array_images
 from ssl_diffusion.evaluation.intervals import evenly
-from ssl_diffusion.evaluation.near_copies import LEAST, TrainingPatches, find_copies
+from ssl_diffusion.evaluation.near_copies import CANDIDATES, LEAST, Patches, find_copies
 from ssl_diffusion.evaluation.patch_figures import (
     component_scatter,
     distance_curves,
@@ -91,8 +91,7 @@ def evaluate_patches(
     if stage:
         sets["reconstructions"] = array_images(reconstruct(*stage, patches), "reconstructions")
     space = real.conditioning
-    embedded = real.features(space, samples.images)
-    near = _Neighbours(real, embedded, compared, stage, train) if train else None
+    near = _Neighbours(real, samples.images, compared, stage, train) if train else None
     if near:
         sets["nearest_train"] = array_images(near.of_real(), "nearest training patches")
     noise = np.random.default_rng(SEED).integers(0, 256, patches.shape, np.uint8)
@@ -126,7 +125,7 @@ def evaluate_patches(
             plots[f"components_{one.name}"] = points
     sections = {"patch": section}
     if near:
-        numbers, copies = near_copies(real, samples.images, train)
+        numbers, copies = near.copies()
         sections["copying"] = near.numbers() | numbers
         plots["distances"] = distance_curves(near.distances())
     pairs = [
@@ -143,83 +142,92 @@ def evaluate_patches(
     return sections, PatchPictures(pairs, plots, copies)
 
 
-def near_copies(
-    real: RealFeatures, samples: ImageSet, train: Records
-) -> tuple[dict[str, Any], list[Copy]]:
-    """Samples whose pixels are those of a training patch; the SHOWN_COPIES likeliest to look at.
-
-    At most SOUGHT samples and as many held-out patches are looked at, evenly spaced ones. Nothing
-    where there are too few held-out patches to tell what chance does.
-    """
-    sought, known = (evenly(len(images), SOUGHT) for images in (samples, real.held_out))
-    if len(known) < 2 * LEAST:
-        logging.warning("%d held-out patches: too few to look for copied pixels", len(known))
-        return {}, []
-    patches, held_out = (
-        np.stack([images[int(index)] for index in indices])
-        for images, indices in ((samples, sought), (real.held_out, known))
-    )
-    training = TrainingPatches.of(train)
-    found = find_copies(patches, real.conditioning.embed, training, held_out)
-    numbers = {
-        "sought": len(sought),
-        "flagged": share(found.flagged),
-        "flagged_samples": sought[found.flagged].tolist(),
-        "flagged_held_out": dataclasses.asdict(found.held_out_share),
-        "flagged_held_out_of": found.held_out_count,
-        "agreement": estimated(found.agreement),
-        "threshold": found.threshold,
-    }
-    return numbers, [
-        Copy(
-            index=int(sought[i]),
-            sample=patches[i],
-            training=training.image(match),
-            agreement=float(found.agreement[i]),
-            flagged=bool(found.flagged[i]),
-        )
-        for i, match in found.shown(SHOWN_COPIES)
-    ]
-
-
 class _Neighbours:
     """The nearest training patches of samples, of real patches, and of training patches decoded."""
 
     def __init__(
         self,
         real: RealFeatures,
-        samples: Float[np.ndarray, "n d"],
+        samples: ImageSet,
         compared: Int[np.ndarray, " k"],
         stage: Stage | None,
         train: Records,
     ) -> None:
         space, self._train = real.conditioning, train.source("train", ("image",))
-        queries = [real.of_held_out(space)[compared], samples]
+        self._images = samples, real.held_out
+        of_samples, of_held_out = real.features(space, samples), real.of_held_out(space)
+        queries = [of_held_out[compared], of_samples]
         if stage:
             every = evenly(len(self._train), len(compared))
-            images = np.stack([self._train[int(index)]["image"] for index in every])
+            images = np.stack([self._patch(index) for index in every.tolist()])
             copies = array_images(reconstruct(*stage, images), "training patches decoded")
             queries.append(real.features(space, copies))
-        found = NearestTraining(np.concatenate(queries), real.centre(space))
+        self._sought = [evenly(len(images), SOUGHT) for images in self._images]
+        suspects = [of_samples[self._sought[0]], of_held_out[self._sought[1]]]
+        centre = real.centre(space)
+        found = NearestTraining(np.concatenate(queries), centre)
+        candidates = NearestTraining(np.concatenate(suspects), centre, CANDIDATES)
         for chunk in stored_vectors(train, "train"):
             found.update(chunk)
+            candidates.update(chunk)
         ends = np.cumsum([len(one) for one in queries])[:-1]
-        self.real, self.samples, *rest = np.split(found.similarity, ends)
-        self.copies = rest[0] if rest else None
-        self._index_real, self._index_samples, *_ = np.split(found.index, ends)
+        self.real, self.samples, *rest = np.split(found.similarity[:, 0], ends)
+        self._copies = rest[0] if rest else None
+        self._index_real, self._index_samples, *_ = np.split(found.index[:, 0], ends)
+        self._candidates = np.split(candidates.index, [len(suspects[0])])
 
     def of_real(self) -> UInt8[np.ndarray, "k p p 3"]:
         """The training patches nearest to the real ones."""
-        return np.stack([self._train[int(index)]["image"] for index in self._index_real])
+        return np.stack([self._patch(index) for index in self._index_real.tolist()])
 
     def patch(self, index: int, of_real: bool) -> UInt8[np.ndarray, "p p 3"]:
         """The training patch nearest to one real patch, or to one sample."""
-        found = self._index_real if of_real else self._index_samples
-        return self._train[int(found[index])]["image"]
+        return self._patch(int((self._index_real if of_real else self._index_samples)[index]))
 
     def numbers(self) -> dict[str, Any]:
-        return copying(self.samples, self.real, self.copies)
+        return copying(self.samples, self.real, self._copies)
 
     def distances(self) -> dict[str, Float[np.ndarray, " _"]]:
         found = {"samples": 1 - self.samples, "real": 1 - self.real}
-        return found if self.copies is None else found | {"copies": 1 - self.copies}
+        return found if self._copies is None else found | {"copies": 1 - self._copies}
+
+    def copies(self) -> tuple[dict[str, Any], list[Copy]]:
+        """Samples whose pixels are those of a training patch; the SHOWN_COPIES likeliest to see.
+
+        At most SOUGHT samples and as many held-out patches are looked at, evenly spaced ones.
+        Nothing where there are too few held-out patches to tell what chance does.
+        """
+        sought, known = self._sought
+        if len(known) < 2 * LEAST:
+            logging.warning("%d held-out patches: too few to look for copied pixels", len(known))
+            return {}, []
+        samples, held_out = (
+            Patches(np.stack([images[index] for index in indices.tolist()]), candidates)
+            for images, indices, candidates in zip(
+                self._images, self._sought, self._candidates, strict=True
+            )
+        )
+        found = find_copies(samples, held_out, self._patch)
+        numbers = {
+            "sought": len(sought),
+            "flagged": share(found.flagged),
+            "flagged_samples": sought[found.flagged].tolist(),
+            "flagged_held_out": dataclasses.asdict(found.held_out_share),
+            "flagged_held_out_of": found.held_out_count,
+            "agreement": estimated(found.agreement),
+            "threshold": found.threshold,
+        }
+        return numbers, [
+            Copy(
+                index=int(sought[i]),
+                sample=samples.images[i],
+                training=self._patch(match),
+                agreement=float(found.agreement[i]),
+                flagged=bool(found.flagged[i]),
+            )
+            for i, match in found.shown(SHOWN_COPIES)
+        ]
+
+    def _patch(self, index: int) -> UInt8[np.ndarray, "p p 3"]:
+        """One training patch."""
+        return self._train[index]["image"]
