@@ -368,7 +368,10 @@ def test_units_are_slides_blocks_or_patches_as_there_are_enough():
         x = 64 * (np.arange(24) // slides % columns)
         return Places(slide, x, np.zeros(24, int), slide, block_px=128)
 
-    assert places(6, 2).units()[0] == "slides"
-    name, numbers = places(2, 6).units()
+    halves = np.arange(24) // 12
+    assert places(6, 2).units(halves)[0] == "slides"
+    name, numbers = places(2, 6).units(halves)
     assert name == "blocks" and len(set(numbers)) == 6
-    assert places(1, 4).units()[0] == "patches"
+    assert places(1, 4).units(halves)[0] == "patches"
+    own = np.arange(24) % 6  # each slide is a class: its only one
+    assert places(6, 4).units(own)[0] == "blocks"

@@ -170,6 +170,15 @@ def test_nearest_training_finds_planted_copies_in_any_chunk():
     np.testing.assert_array_equal(several.index, expected)
 
 
+def test_the_interval_of_what_is_closer_covers_with_few_real_patches():
+    """The 5 % quantile of 80 of them is uncertain, too."""
+    rng, covered = np.random.default_rng(3), 0
+    for _ in range(100):
+        found = copying(1 - rng.gamma(4, size=80), 1 - rng.gamma(4, size=80))["closer_than_real"]
+        covered += found["low"] <= 0.05 <= found["high"]
+    assert 0.9 <= covered / 100
+
+
 def test_copying_tells_a_copier_from_a_generator():
     real = np.linspace(0.2, 0.8, 101)
     copier = copying(np.full(40, 0.99), real, np.full(30, 0.98))
@@ -179,9 +188,12 @@ def test_copying_tells_a_copier_from_a_generator():
     assert copier["distance_ratio"]["value"] == pytest.approx(0.02)
     honest = copying(real, real)
     assert "copy_distance" not in honest
-    assert honest["closer_than_real"] == honest["closer_than_real_control"]
+    assert honest["closer_than_real"]["value"] == honest["closer_than_real_control"]["value"]
     assert honest["closer_than_real_control"]["value"] == pytest.approx(0.05, abs=0.01)
     assert copying(real, np.ones(9))["distance_ratio"] is None  # they are copies themselves
+    assert honest["closer_than_real_control"]["low"] is None
+    together = copying(real, real, paired=True)["distance_ratio"]
+    assert together == {"value": 1, "low": None, "high": None}
     ratio = honest["distance_ratio"]
     assert ratio["value"] == 1 and ratio["low"] < 0.99 < 1.01 < ratio["high"]
 

@@ -11,8 +11,7 @@ from ssl_diffusion.evaluation.diversity import diversity
 from ssl_diffusion.evaluation.frechet import Moments, frechet_distance
 from ssl_diffusion.evaluation.grid_copying import copying_numbers, nearest_grids
 from ssl_diffusion.evaluation.grid_frechet import components_for, frechet_numbers, frechet_to, seen
-from ssl_diffusion.evaluation.grids import Basis, GridSet, mean_over_cells
-from ssl_diffusion.evaluation.intervals import Estimate
+from ssl_diffusion.evaluation.grids import Basis, GridSet
 
 
 def field(seed, n, rows=6, cols=8, d=48, rho=0.8, mean=0.0) -> GridSet:
@@ -66,20 +65,6 @@ def test_basis_keeps_the_leading_variance_and_tells_how_much():
     flat = basis.project(GridSet.whole(cells.reshape(100, 5, 8, 4))).flat()
     np.testing.assert_allclose(flat.mean(axis=0), 0, atol=1e-10)
     np.testing.assert_allclose(flat.std(axis=0, ddof=1), basis.deviation)
-
-
-def test_intervals_over_grids_cover_the_truth_and_those_over_cells_do_not():
-    """Cells of a grid share most of their value: 40 grids of 10 cells are not 400 cells."""
-    rng, covered, covered_by_cells = np.random.default_rng(0), 0, 0
-    for _ in range(100):
-        cells = rng.standard_normal((40, 1)) + 0.3 * rng.standard_normal((40, 10))
-        over_grids = mean_over_cells(cells.sum(axis=1), np.full(40, 10))
-        over_cells = mean_over_cells(cells.ravel(), np.ones(400, int))
-        covered += over_grids.low < 0 < over_grids.high
-        covered_by_cells += over_cells.low < 0 < over_cells.high
-    assert 0.87 <= covered / 100 <= 0.99
-    assert covered_by_cells / 100 < 0.6
-    assert mean_over_cells(np.array([3.0]), np.array([6])) == Estimate(0.5, None, None)
 
 
 # Frechet distance

@@ -24,7 +24,6 @@ class Comparison:
       pool: real patches that have variations, and what was made of them.
       test: source of the test patches' images, `rows` those that have a label, `label` theirs.
       units: number of the slide, block or patch that each of these is resampled with.
-      unit: what that is.
       names: of the classes.
       facts: for the report.
       remarks: what a reader has to know, sentences.
@@ -35,7 +34,6 @@ class Comparison:
     rows: Int[np.ndarray, " n"]
     label: Int[np.ndarray, " n"]
     units: Int[np.ndarray, " n"]
-    unit: str
     names: tuple[str, ...]
     facts: dict[str, Any]
     remarks: list[str]
@@ -83,7 +81,7 @@ def read_comparison(real: Records, synthetic: Records, kind: str, seed: int = 0)
         seed=seed,
     )
     at = _at(places["test"], known)
-    unit, units = at.units()
+    unit, units = at.units(test.index[known])
     unseen = not set(places["test"].slide) & set(places["train"].slide)
     facts = {
         "labels": settings,
@@ -106,9 +104,7 @@ def read_comparison(real: Records, synthetic: Records, kind: str, seed: int = 0)
     }
     remarks = _remarks(facts, told, real, train)
     source = real.source("test", ("image",))
-    return Comparison(
-        pool, source, known, test.index[known], units, unit, train.names, facts, remarks
-    )
+    return Comparison(pool, source, known, test.index[known], units, train.names, facts, remarks)
 
 
 def check_provenance(real: Records, synthetic: Records, kind: str) -> dict[str, Any]:

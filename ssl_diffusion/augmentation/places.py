@@ -34,13 +34,15 @@ class Places:
         """A number for the slide of each patch."""
         return _numbered(self.slide.tolist())
 
-    def units(self) -> tuple[str, Int[np.ndarray, " n"]]:
+    def units(self, label: Int[np.ndarray, " n"]) -> tuple[str, Int[np.ndarray, " n"]]:
         """What patches are independent of each other by, as far as they are: name and numbers.
 
-        Slides where there are FEWEST or more, else blocks of slides, else patches.
+        Slides where there are FEWEST or more, and more than one of each class (without its only
+        slide a draw has no such class); else, by the same rule, blocks of slides; else patches.
         """
         for name, numbers in (("slides", self.slides), ("blocks", self.blocks)):
-            if len(np.unique(numbers)) >= FEWEST:
+            of_class = [len(np.unique(numbers[label == one])) for one in np.unique(label)]
+            if len(np.unique(numbers)) >= FEWEST and min(of_class) > 1:
                 return name, numbers
         return "patches", np.arange(len(self.x))
 

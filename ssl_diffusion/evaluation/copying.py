@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ssl_diffusion.evaluation.agreement import estimated, share
+from ssl_diffusion.evaluation.agreement import estimated
 from ssl_diffusion.evaluation.features import directions
-from ssl_diffusion.evaluation.intervals import Estimate, resamples
+from ssl_diffusion.evaluation.intervals import DRAWS, Estimate, resamples
 
+NEAREST = 0.05  # of real patches, that samples may not be nearer than
 ROUNDING = 1e-6  # of 1 - cosine in float32: what is nearer is the same
 
 
@@ -50,10 +51,13 @@ def copying(
     samples: Float[np.ndarray, " n"],
     real: Float[np.ndarray, " m"],
     copies: Float[np.ndarray, " k"] | None = None,
+    *,
+    paired: bool = False,
 ) -> dict[str, Any]:
     """Sums up the similarities (cosines) with the nearest training embedding of three sets.
 
-    Distances are 1 - cosine; every number is a mean with its bootstrap interval:
+    With `paired`, sample i was made of real patch i: the two are resampled together. Distances are
+    1 - cosine; every number is a mean with its bootstrap interval:
 
     sample_distance    generated images
     real_distance      real held-out patches: what images that were never trained on look like
@@ -63,27 +67,55 @@ def copying(
                        None where the real ones are copies themselves
     closer_than_real   share of samples nearer to the training set than the nearest 5 % of real
                        patches are: 0.05 for a model that copies by chance only, 1 for a copier; the
-                       control is the same of the real ones, 0.05 up to the grain of a quantile
+                       control is the same of the real ones, 0.05 up to the grain of a quantile,
+                       which has no interval
     """
     samples, real = 1 - samples, 1 - real
-    limit = np.quantile(real, 0.05)
     numbers: dict[str, Any] = {
         "sample_distance": estimated(samples),
         "real_distance": estimated(real),
         "distance_ratio": (
-            dataclasses.asdict(_ratio(samples, real)) if np.median(real) > ROUNDING else None
+            dataclasses.asdict(_ratio(samples, real, paired))
+            if np.median(real) > ROUNDING
+            else None
         ),
-        "closer_than_real": share(samples < limit),
-        "closer_than_real_control": share(real < limit),
+        "closer_than_real": dataclasses.asdict(_closer(samples, real)),
+        "closer_than_real_control": dataclasses.asdict(
+            Estimate(_share_below_quantile(real, real), None, None)
+        ),
     }
     if copies is not None:
         numbers["copy_distance"] = estimated(1 - copies)
     return numbers
 
 
-def _ratio(samples: Float[np.ndarray, " n"], real: Float[np.ndarray, " m"]) -> Estimate:
-    """Ratio of the means, both resampled independently."""
+def _ratio(
+    samples: Float[np.ndarray, " n"], real: Float[np.ndarray, " m"], paired: bool
+) -> Estimate:
+    """Ratio of the means, resampled together or independently."""
     above = resamples(len(samples), seed=0) @ samples / len(samples)
-    below = resamples(len(real), seed=1) @ real / len(real)
+    below = resamples(len(real), seed=0 if paired else 1) @ real / len(real)
     with np.errstate(divide="ignore", invalid="ignore"):  # no ratio to patches that are copies
         return Estimate.of(float(samples.mean() / real.mean()), above / below)
+
+
+def _share_below_quantile(
+    values: Float[np.ndarray, " n"], reference: Float[np.ndarray, " m"]
+) -> float:
+    return float((values < np.quantile(reference, NEAREST)).mean())
+
+
+def _closer(samples: Float[np.ndarray, " n"], real: Float[np.ndarray, " m"]) -> Estimate:
+    """The share of samples nearer than a quantile of the real ones, which is uncertain itself.
+
+    Each bootstrap draw of the real ones has its own quantile, by which the samples' share is drawn
+    from its posterior (Jeffreys' prior): so that a share of none has an interval, too.
+    """
+    rng, count = np.random.default_rng(0), len(samples)
+    ordered = np.sort(samples)
+    limits = [
+        np.quantile(real[rng.integers(len(real), size=len(real))], NEAREST) for _ in range(DRAWS)
+    ]
+    hits = np.searchsorted(ordered, limits)
+    draws = rng.beta(hits + 0.5, count - hits + 0.5)
+    return Estimate.of(_share_below_quantile(samples, real), draws)

@@ -14,7 +14,6 @@ from ssl_diffusion.errors import InputError
 CROP_PX = 256
 CROPS_PER_IMAGE = 16  # as many as tile 1024 px
 CROP_SEED = 0
-SETTINGS = {"crop_px": CROP_PX, "crops_per_image": CROPS_PER_IMAGE, "crop_seed": CROP_SEED}
 
 
 def crops(

@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float, Int
 
 from ssl_diffusion.errors import InputError
 from ssl_diffusion.evaluation.features import directions
-from ssl_diffusion.evaluation.intervals import Estimate, resamples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +98,3 @@ class Basis:
         cells = np.zeros((*grids.present.shape, len(self.axes)))
         cells[grids.present] = (grids.flat() - self.mean) @ self.axes.T
         return GridSet(cells, grids.present)
-
-
-def mean_over_cells(sums: Float[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> Estimate:
-    """The mean of what each grid has a sum and a count of, over all cells of all grids."""
-    weights = resamples(len(sums))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return Estimate.of(sums.sum() / counts.sum(), (weights @ sums) / (weights @ counts))

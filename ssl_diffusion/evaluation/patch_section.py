@@ -91,7 +91,7 @@ def evaluate_patches(
     if stage:
         sets["reconstructions"] = array_images(reconstruct(*stage, patches), "reconstructions")
     space = real.conditioning
-    near = _Neighbours(real, samples.images, compared, stage, train) if train else None
+    near = _Neighbours(real, samples, compared, stage, train) if train else None
     if near:
         sets["nearest_train"] = array_images(near.of_real(), "nearest training patches")
     noise = np.random.default_rng(SEED).integers(0, 256, patches.shape, np.uint8)
@@ -133,7 +133,7 @@ def evaluate_patches(
             index=int(compared[i]) if paired else int(i),
             sample=samples.images[int(i)],
             real=patches[i] if paired else None,
-            nearest=near.patch(int(i), paired) if near else None,
+            nearest=near.patch(int(i)) if near else None,
             similarity=float(similarity[i]) if paired else None,
             nearest_similarity=float((near.real if paired else near.samples)[i]) if near else None,
         )
@@ -148,15 +148,15 @@ class _Neighbours:
     def __init__(
         self,
         real: RealFeatures,
-        samples: ImageSet,
+        samples: Samples,
         compared: Int[np.ndarray, " k"],
         stage: Stage | None,
         train: Records,
     ) -> None:
         space, self._train = real.conditioning, train.source("train", ("image",))
-        self._images = samples, real.held_out
-        of_samples, of_held_out = real.features(space, samples), real.of_held_out(space)
-        queries = [of_held_out[compared], of_samples]
+        self._images = samples.images, real.held_out
+        of_samples, of_held_out = real.features(space, samples.images), real.of_held_out(space)
+        queries = [of_held_out, of_samples]
         if stage:
             every = evenly(len(self._train), len(compared))
             images = np.stack([self._patch(index) for index in every.tolist()])
@@ -171,21 +171,25 @@ class _Neighbours:
             found.update(chunk)
             candidates.update(chunk)
         ends = np.cumsum([len(one) for one in queries])[:-1]
-        self.real, self.samples, *rest = np.split(found.similarity[:, 0], ends)
+        held_out, self.samples, *rest = np.split(found.similarity[:, 0], ends)
+        index_held_out, self._index_samples, *_ = np.split(found.index[:, 0], ends)
+        # Samples of no patch in particular are compared with all of them.
+        self._paired = samples.wanted is not None
+        self.real = held_out[compared] if self._paired else held_out
+        self._index_real = index_held_out[compared]
         self._copies = rest[0] if rest else None
-        self._index_real, self._index_samples, *_ = np.split(found.index[:, 0], ends)
         self._candidates = np.split(candidates.index, [len(suspects[0])])
 
     def of_real(self) -> UInt8[np.ndarray, "k p p 3"]:
         """The training patches nearest to the real ones."""
         return np.stack([self._patch(index) for index in self._index_real.tolist()])
 
-    def patch(self, index: int, of_real: bool) -> UInt8[np.ndarray, "p p 3"]:
-        """The training patch nearest to one real patch, or to one sample."""
-        return self._patch(int((self._index_real if of_real else self._index_samples)[index]))
+    def patch(self, index: int) -> UInt8[np.ndarray, "p p 3"]:
+        """The training patch nearest to the real patch of one sample, or to the sample itself."""
+        return self._patch(int((self._index_real if self._paired else self._index_samples)[index]))
 
     def numbers(self) -> dict[str, Any]:
-        return copying(self.samples, self.real, self._copies)
+        return copying(self.samples, self.real, self._copies, paired=self._paired)
 
     def distances(self) -> dict[str, Float[np.ndarray, " _"]]:
         found = {"samples": 1 - self.samples, "real": 1 - self.real}
