@@ -35,7 +35,7 @@ from ssl_diffusion.mil.experiment import ARMS, REAL, Slides, Trial, chosen_slide
 from ssl_diffusion.mil.figures import attention_figure, scores_figure
 from ssl_diffusion.mil.fit import Settings
 from ssl_diffusion.mil.networks import MODELS
-from ssl_diffusion.mil.ordinary import ORDINARY, ordinary_copies
+from ssl_diffusion.mil.ordinary import ordinary_copies, view_of
 from ssl_diffusion.mil.page import html_page
 from ssl_diffusion.mil.scores import supervised_recovery
 from ssl_diffusion.mil.synthetic import cells_of
@@ -89,6 +89,11 @@ def main() -> None:
                     f"{100 * fraction:g} % of {len(slides.real)} slides became {count}: whole "
                     "slides, and one of each class or more."
                 )
+            if count == len(slides.real) and SEEDS.value > 1:
+                remarks.append(
+                    f"At {100 * fraction:g} % all seeds train on the same slides: intervals hold "
+                    "the luck of training and of the test slides, not that of the training slides."
+                )
             for model in models:
                 kept = output / "trainings"
                 trial = run_trial(model, fraction, slides, SEEDS.value, settings, bar, kept)
@@ -106,13 +111,13 @@ def main() -> None:
         },
         "seeds": SEEDS.value,
         "trials": told,
-        "remarks": [*remarks, *limits(records)],
+        "remarks": [*remarks, *limits(records, synthetic)],
         "seconds": {"read": read_seconds, "total": time.perf_counter() - start},
         "hardware": hardware(),
         "versions": versions(),
         "settings": {
             "training": settings._asdict(),
-            "ordinary augmentation": ORDINARY,
+            "ordinary augmentation": dict(view_of(records)),
             "synthetic slides": synthetic.metadata[SYNTHETIC],
             "planted": records.metadata.get(PLANTED),
             "records": records.metadata["recipe"],
@@ -173,7 +178,9 @@ def read_slides(records: Records, synthetic: Records, remarks: list[str]) -> Sli
     ordinary: list[Bag] = []
     encoder = records.folder / "encoder"
     if encoder.is_dir():
-        ordinary = ordinary_copies(records, "train", real, made, load_encoder(encoder), 0)
+        ordinary = ordinary_copies(
+            records, "train", real, made, load_encoder(encoder), view_of(records), 0
+        )
     else:
         remarks.append(
             "The records have no encoder beside them, so there was no ordinary augmentation to "
@@ -220,7 +227,7 @@ def left_out(trial: Trial) -> list[str]:
     ]
 
 
-def limits(records: Records) -> list[str]:
+def limits(records: Records, synthetic: Records) -> list[str]:
     """What the numbers do not say."""
     found = [
         "All trainings have as many steps, whatever they are trained on, and no slides to choose a "
@@ -228,6 +235,12 @@ def limits(records: Records) -> list[str]:
         "The encoder and the generator may have seen patches of all training slides, without "
         "labels; a fraction is of labelled slides.",
     ]
+    split = synthetic.metadata[SYNTHETIC].get("model_split_sha256")
+    if split is None or split != records.metadata.get("split_sha256"):
+        found.append(
+            "The generator was trained elsewhere or by another split: it may know test slides, "
+            "without labels."
+        )
     if PLANTED in records.metadata:
         found.append(
             "Slides are mosaics of real patches with a planted region, drawn with replacement: a "

@@ -12,7 +12,7 @@ from ssl_diffusion.errors import InputError
 from ssl_diffusion.mil import experiment
 from ssl_diffusion.mil.bags import PLANTED, SYNTHETIC, read_bags
 from ssl_diffusion.mil.figures import rank_map, slide_picture
-from ssl_diffusion.mil.ordinary import ordinary_copies, varied
+from ssl_diffusion.mil.ordinary import VIEW, ordinary_copies, varied
 from ssl_diffusion.weights.encoder import load_encoder
 
 
@@ -157,7 +157,16 @@ def test_the_report_compares_all_arms(evaluated):
     assert synthetic == ordinary and (
         not synthetic or few["real_synthetic"]["added"] == few["real_ordinary"]["added"]
     )
-    assert full["real"]["auc"]["difference"]["value"] == 0
+    assert {arm: [*one["auc"]["minus"]] for arm, one in full.items()} == {
+        "real": ["real_ordinary"],
+        "real_synthetic": ["real", "real_ordinary"],
+        "synthetic": ["real", "real_ordinary"],
+        "real_ordinary": ["real"],
+    }
+    # The stain makes the label: it is not varied.
+    assert set(report["settings"]["ordinary augmentation"].values()) == {0.0, 0.9}
+    assert any("At 100 % all seeds train on the same slides" in one for one in report["remarks"])
+    assert not any("it may know test slides" in one for one in report["remarks"])
     assert 0 <= full["synthetic"]["auc"]["value"] <= 1
     assert full["real"]["attention"]["area"]["value"] >= 0
     assert report["told_instances"]["area"]["value"] > 0.5
@@ -209,6 +218,9 @@ def test_what_would_mislead_is_refused(evaluated, planted, synthetic):
     other.metadata[SYNTHETIC]["records_sha256"] = "0" * 64
     with pytest.raises(InputError, match="synthetic slides of other records"):
         evaluate_mil.check_records(open_records(planted), other)
+    other.metadata[SYNTHETIC]["model_split_sha256"] = "0" * 64
+    told = evaluate_mil.limits(open_records(planted), other)
+    assert any("it may know test slides" in remark for remark in told)
 
 
 def test_ordinary_variations_are_of_the_cells_of_synthetic_slides(planted):
@@ -220,7 +232,7 @@ def test_ordinary_variations_are_of_the_cells_of_synthetic_slides(planted):
     stray = dataclasses.replace(bag, **twice)
     made = [dataclasses.replace(bag, name=f"{bag.name}#synthetic{i}") for i in range(2)]
     encoder = load_encoder(planted / "encoder")
-    first, second = ordinary_copies(records, "train", [stray], made, encoder, 0)
+    first, second = ordinary_copies(records, "train", [stray], made, encoder, VIEW, 0)
     assert (first.name, first.parents) == (f"{bag.name}#ordinary0", (bag.name,))
     np.testing.assert_array_equal(first.x, bag.x)  # without the stray patch
     assert len(first.features) == 16 and (first.features != second.features).any()
@@ -248,8 +260,8 @@ def test_ordinary_variations_are_each_patch_its_own():
 
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     images[1] = images[0]
-    found = varied(images, jax.random.key(0))
+    found = varied(images, VIEW, jax.random.key(0))
     assert found.shape == images.shape and (found[0] != found[1]).any()
-    np.testing.assert_array_equal(found, varied(images, jax.random.key(0)))
+    np.testing.assert_array_equal(found, varied(images, VIEW, jax.random.key(0)))
     change = np.abs(found.mean(axis=(1, 2, 3)) - images.mean(axis=(1, 2, 3)))
     assert 0 < change.max() < 40

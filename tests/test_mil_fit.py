@@ -99,12 +99,13 @@ def test_differences_are_paired():
     labels = np.arange(40) % 2
     truth = rng.standard_normal((3, 40, 1)) + labels[:, None]
     real = np.concatenate([-truth, truth], axis=-1)
-    found = compare({"real": real, "same": 2 * real, "worse": -real}, labels, "real")
+    found = compare({"real": real, "same": 2 * real, "worse": -real}, labels, ["real"])
     area = found["real"]["auc"]
     assert area["low"] < area["value"] < area["high"]
     np.testing.assert_allclose(area["value"], np.mean(area["seeds"]))
-    assert found["same"]["auc"]["difference"] == {"value": 0.0, "low": None, "high": None}
-    worse = found["worse"]["auc"]["difference"]
+    assert area["minus"] == {}
+    assert found["same"]["auc"]["minus"]["real"] == {"value": 0.0, "low": None, "high": None}
+    worse = found["worse"]["auc"]["minus"]["real"]
     np.testing.assert_allclose(worse["value"], 1 - 2 * area["value"])
     assert -1 <= worse["low"] < worse["value"] < worse["high"] < 0
 
@@ -118,8 +119,8 @@ def test_few_differences_of_nothing_exclude_it():
     noise = rng.standard_normal((repeats, 2, 3, 24)) * 0.7
     truth = slides + luck * labels + noise
     for one, other in np.stack([-truth, truth], axis=-1):
-        difference = compare({"real": one, "other": other}, labels, "real")["other"]["auc"]
-        low, high = (difference["difference"][end] for end in ("low", "high"))
+        found = compare({"real": one, "other": other}, labels, ["real"])["other"]["auc"]
+        low, high = (found["minus"]["real"][end] for end in ("low", "high"))
         excluded += not low <= 0 <= high
     assert 0 < excluded <= repeats / 15
 

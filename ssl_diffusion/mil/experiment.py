@@ -17,12 +17,12 @@ from ssl_diffusion.mil.bags import Bag
 from ssl_diffusion.mil.fit import Settings, fit
 from ssl_diffusion.mil.scores import attention_recovery, compare, recovery_of
 
-REAL = "real"
+REAL, ORDINARY = "real", "real_ordinary"  # what the other arms are compared with
 ARMS = {
     REAL: "real",
     "real_synthetic": "real + synthetic",
     "synthetic": "synthetic alone",
-    "real_ordinary": "real + ordinary augmentation",
+    ORDINARY: "real + ordinary augmentation",
 }
 
 
@@ -82,7 +82,9 @@ class Trial:
         told = {
             arm: np.stack([one.probabilities for one in found]) for arm, found in self.arms.items()
         }
-        arms: dict[str, Any] = compare(told, labels, REAL)
+        arms: dict[str, Any] = compare(
+            told, labels, [arm for arm in (REAL, ORDINARY) if arm in told]
+        )
         for arm, entry in arms.items():
             entry["attention"] = None
             if self.arms[arm][0].recovery is not None:
@@ -118,7 +120,7 @@ def training_sets(slides: Slides, chosen: Sequence[Bag]) -> dict[str, tuple[list
     real, synthetic = list(chosen), [slides.synthetic[i] for i in used]
     sets = {REAL: (real, []), "real_synthetic": (real, synthetic), "synthetic": ([], synthetic)}
     if slides.ordinary:
-        sets["real_ordinary"] = real, [slides.ordinary[i] for i in used]
+        sets[ORDINARY] = real, [slides.ordinary[i] for i in used]
     return sets
 
 

@@ -138,7 +138,9 @@ def layout(records: Records) -> Layout:
 def metadata(records: Records, regions: dict[str, list[int]], **settings: Any) -> dict[str, Any]:
     """Of the records of pseudo-slides: that of the patches' records, and what was planted."""
     own = {name: records.metadata[name] for name in ("recipe", "patch_px", "mpp", "embedding")}
+    # Test slides are of the test patches of that split: who was trained by it knows none of them.
     return own | {
+        "split_sha256": records.metadata.get("split_sha256"),
         "image": {"format": "PNG"},
         "classes": list(CLASSES),
         "layout": "pseudo-slides of real patches",

@@ -55,23 +55,23 @@ MEASURES = {"auc": auc, "balanced_accuracy": balanced_accuracy}
 def compare(
     arms: Mapping[str, Float[np.ndarray, "seeds n classes"]],
     labels: Int[np.ndarray, " n"],
-    baseline: str,
+    baselines: Sequence[str],
     seed: int = 0,
 ) -> dict[str, dict[str, dict]]:
-    """Each measure of each arm, and its difference from the baseline's.
+    """Each measure of each arm, and its differences from the baselines'.
 
     Args:
       arms: probabilities of the same test slides, by arm and seed; the seeds of all arms drew the
         same training slides.
       labels: of the test slides.
-      baseline: the arm that differences are from.
+      baselines: the arms that differences are from.
       seed: of the bootstrap.
 
     Returns:
       By arm and measure `value`, `low`, `high` (mean over seeds, which are other training slides;
-      `Estimate.over_seeds`), `seeds` (the value of each) and `difference` (an Estimate's entries;
-      of the same seeds and bootstrap draws in both arms, so paired). Intervals are None where no
-      draw differs: too few slides.
+      `Estimate.over_seeds`), `seeds` (the value of each) and `minus` (by baseline an Estimate's
+      entries; of the same seeds and bootstrap draws in both arms, so paired). Intervals are None
+      where no draw differs: too few slides.
     """
     units = int(np.bincount(labels)[np.unique(labels)].min())  # the rarer class decides the spread
     slides = np.concatenate([np.ones((1, len(labels)), int), resamples(len(labels), seed=seed)])
@@ -82,11 +82,14 @@ def compare(
             for arm, probabilities in arms.items()
         }
         for arm, values in each.items():
-            difference = values - each[baseline]
             table[arm][name] = {
                 **vars(_over_seeds(values, units, 0.0)),
                 "seeds": values[0].tolist(),
-                "difference": vars(_over_seeds(difference, units, -1.0)),
+                "minus": {
+                    other: vars(_over_seeds(values - each[other], units, -1.0))
+                    for other in baselines
+                    if other != arm
+                },
             }
     return table
 
