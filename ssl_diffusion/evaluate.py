@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from ssl_diffusion import cli
+from ssl_diffusion import cli, demo
 from ssl_diffusion.data.records import Records, open_records
 from ssl_diffusion.encoders.augment import views_of
 from ssl_diffusion.encoders.features import RESIZES
@@ -219,7 +219,7 @@ def open_samples(
     """The samples given, or made here, and the seconds of that; None for large images alone."""
     records, sampled = real.records, 0.0
     if SAMPLES.value:
-        folder = Path(SAMPLES.value)
+        folder = demo.resolve(SAMPLES.value)
     elif model and (not STITCHED.value or COUNT.present):
         folder = output / "samples"
         sampled = sample_held_out(model, records, COUNT.value, folder, seed=SEED)

@@ -84,7 +84,7 @@ def main() -> None:
     output = writable_folder(OUTPUT.value)
     fractions = parse_fractions(FRACTIONS.value)
     real = open_records(RECORDS.value)
-    synthetic = open_records(SYNTHETIC.value)
+    synthetic = open_records(SYNTHETIC.value, "Make them with python -m ssl_diffusion.augment.")
     compared = read_comparison(real, synthetic, LABELS.value)
     check_arms(compared, fractions, SEEDS.value)
     encoder, space = open_encoder(ENCODER.value, real)
@@ -123,6 +123,11 @@ def main() -> None:
             f"Measured again, {changed['synthetic']:.1%} of the synthetic patches and "
             f"{changed['ordinary']:.1%} of the ordinary views have another label than the one they "
             "are trained with, that of their original."
+        )
+    if 1 in fractions and SEEDS.value > 1:
+        remarks.append(
+            "At fraction 1 all seeds train on the same labelled patches: intervals hold the luck "
+            "of training and of the test, not that of which patches are labelled."
         )
     rows = compare(compared, classifiers, fractions, SEEDS.value, output / "runs")
     ended = time.perf_counter()

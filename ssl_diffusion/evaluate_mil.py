@@ -71,7 +71,9 @@ def main() -> None:
     start = time.perf_counter()
     output = writable_folder(OUTPUT.value)
     fractions, models = parse_fractions(FRACTIONS.value), read_models()
-    records, synthetic = open_records(RECORDS.value), open_records(SYNTHETICS.value)
+    records = open_records(RECORDS.value)
+    made = "Make them with python -m ssl_diffusion.augment_slides."
+    synthetic = open_records(SYNTHETICS.value, made)
     check_records(records, synthetic)
     remarks: list[str] = []
     slides = read_slides(records, synthetic, remarks)

@@ -18,7 +18,7 @@ from ssl_diffusion.evaluation.patch_figures import (
     distance_curves,
     similarity_histogram,
 )
-from ssl_diffusion.evaluation.report import Pictures, html_page
+from ssl_diffusion.evaluation.report import Pictures, html_page, titles
 
 
 class References(HTMLParser):
@@ -90,6 +90,15 @@ def test_a_table_has_a_line_for_each_measure_and_a_column_for_each_set():
 )  # fmt: skip
 def test_numbers_are_printed_with_the_digits_that_count(number, unit, text):
     assert table.shown(number, unit) == text
+
+
+def test_kid_is_said_of_fids_network_alone():
+    assert titles("FID (clean resize)", "Crop-") == {
+        "title": "Crop-FID (clean resize)",
+        "kernel": "Crop-KID (clean resize)",
+    }
+    kernels = [titles(name)["kernel"] for name in ("FD (Inception)", "CLIP-FID", "FD (judge)")]
+    assert kernels == [f"Kernel distance ({name})" for name in ("Inception", "CLIP", "judge")]
 
 
 def test_figures_hold_every_pixel_they_show():

@@ -21,7 +21,7 @@ from ssl_diffusion.evaluation.kernel import (
     subset_kernel_distance,
 )
 from ssl_diffusion.evaluation.manifold import density_coverage, manifold_shares, precision_recall
-from ssl_diffusion.evaluation.set_measures import set_numbers
+from ssl_diffusion.evaluation.set_measures import set_numbers, sets_numbers
 from ssl_diffusion.weights.encoder import load_encoder
 
 PEERS = json.loads((Path(__file__).parent / "fixtures" / "set_measures.json").read_text())
@@ -77,8 +77,9 @@ def test_kernel_distance_is_the_formula_in_blocks_and_subsets(monkeypatch):
     monkeypatch.setattr("ssl_diffusion.evaluation.kernel.BLOCK", 4)
     x, y = gaussian(3, 11, 3), gaussian(4, 9, 3, 0.5)
     assert kernel_distance(x, y) == pytest.approx(brute_kernel_distance(x, y), rel=1e-5)
-    in_x, in_y = half_samples(11, 3), half_samples(9, 3)
-    assert in_x.sum(axis=1).tolist() == [5, 5, 5] and in_y.sum(axis=1).tolist() == [4, 4, 4]
+    in_x, in_y = half_samples(11, 2).reshape(4, 11), half_samples(9, 2).reshape(4, 9)
+    assert in_x.sum(axis=1).tolist() == [5] * 4 and in_y.sum(axis=1).tolist() == [4] * 4
+    assert not (in_x[::2] & in_x[1::2]).any()
     halves = [kernel_distance(x[a], y[b]) for a, b in zip(in_x, in_y, strict=True)]
     np.testing.assert_allclose(kernel_distances(x, y, in_x, in_y), halves, rtol=1e-4)
 
@@ -131,7 +132,7 @@ def test_manifold_shares_of_subsets_are_those_of_each_alone(monkeypatch):
     monkeypatch.setattr("ssl_diffusion.evaluation.manifold.ROWS", 16)
     monkeypatch.setattr("ssl_diffusion.evaluation.manifold.COLUMNS", 24)
     x, y = gaussian(7, 70, 3, 0.5), gaussian(8, 90, 3)
-    in_x, in_y = half_samples(70, 4), half_samples(90, 4, seed=1)
+    in_x, in_y = half_samples(70, 2).reshape(4, 70), half_samples(90, 2, seed=1).reshape(4, 90)
     found = manifold_shares(x, y, 3, in_x, in_y)
     for s, (a, b) in enumerate(zip(in_x, in_y, strict=True)):
         alone = precision_recall(x[a], y[b], 3), density_coverage(x[a], y[b], 3)
@@ -177,6 +178,29 @@ def test_intervals_cover():
         truth = np.mean([numbers[name]["value"] for numbers in found])
         inside = [n[name]["low"] <= truth <= n[name]["high"] for n in found]
         assert 0.88 <= np.mean(inside) <= 0.99, (name, np.mean(inside))
+
+
+def test_intervals_of_distances_fit_where_nothing_differs():
+    """There a distance is of second order: the spread over halves would be 1.7 times too wide."""
+    found = [set_numbers(gaussian(s, 60, 4), gaussian(s + 999, 80, 4)) for s in range(160)]
+    for name in ("fd", "kid"):
+        values = np.array([numbers[name]["value"] for numbers in found])
+        inside = [n[name]["low"] <= values.mean() <= n[name]["high"] for n in found]
+        assert 0.88 <= np.mean(inside) <= 0.99, (name, np.mean(inside))
+        width = np.sqrt(np.mean([(n[name]["high"] - n[name]["value"]) ** 2 for n in found]))
+        assert 0.9 < width / (2 * values.std()) < 1.35, (name, width / (2 * values.std()))
+
+
+def test_sets_together_have_the_numbers_of_each_alone():
+    real, sets = gaussian(1, 50, 3), {"few": gaussian(2, 3, 3), "many": gaussian(3, 40, 3, 0.3)}
+    for name, together in sets_numbers(sets, real).items():
+        alone = set_numbers(sets[name], real)
+        assert together["warnings"] == alone["warnings"] and together["n"] == len(sets[name])
+        for measure in ("fd", "kid", "precision", "coverage"):
+            for end in ("value", "low", "high"):
+                expected = alone[measure][end]
+                assert (expected is None) == (name == "few" and end != "value")
+                assert together[measure][end] == (expected and pytest.approx(expected, rel=1e-5))
 
 
 def test_bootstrap_intervals_of_means_cover():

@@ -56,11 +56,12 @@ def kernel_distances(
     y: Float[np.ndarray, "m e"],
     in_x: Bool[np.ndarray, "s n"],
     in_y: Bool[np.ndarray, "s m"],
+    within_y: Float64[np.ndarray, " s"] | None = None,
 ) -> Float64[np.ndarray, " s"]:
     """`kernel_distance` of s pairs of subsets at once: every kernel value is computed once only.
 
     Memory beyond the inputs is that of a block. Products are float32 on float32 features; sums
-    over blocks are float64.
+    over blocks are float64. `within_y` is `sums_within(y, in_y)` where many sets have one y.
 
     Raises InputError for different dimensions, or below two features in a subset.
     """
@@ -75,7 +76,8 @@ def kernel_distances(
             f"a kernel distance of {int(n.min())} and {int(m.min())} features, expected at least "
             "2 of each; use more images"
         )
-    within_x, within_y = _sums_within(x, in_x), _sums_within(y, in_y)
+    within_x = sums_within(x, in_x)
+    within_y = sums_within(y, in_y) if within_y is None else within_y
     between = _sums_between(x, y, in_x, in_y)
     return within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * between / (n * m)
 
@@ -89,16 +91,16 @@ def _kernel(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Float[n
     return cube
 
 
-def _sums_within(
+def sums_within(
     x: Float[np.ndarray, "n d"], chosen: Bool[np.ndarray, "s n"]
 ) -> Float64[np.ndarray, " s"]:
-    """Over pairs of two different features of each subset. The kernel is symmetric: half of it."""
+    """Sums of the kernel over pairs of two different features of each subset."""
     total = np.zeros(len(chosen))
     for rows in _blocks(len(x)):
         own = _kernel(x[rows], x[rows])
         np.fill_diagonal(own, 0)
         total += _weighted(own, chosen[:, rows], chosen[:, rows])
-        for columns in _blocks(rows.start):
+        for columns in _blocks(rows.start):  # the kernel is symmetric: half of it
             other = _kernel(x[rows], x[columns])
             total += 2 * _weighted(other, chosen[:, rows], chosen[:, columns])
     return total

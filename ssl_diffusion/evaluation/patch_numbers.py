@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from ssl_diffusion.evaluation.agreement import Agreement, agreement
-from ssl_diffusion.evaluation.set_measures import set_numbers
+from ssl_diffusion.evaluation.set_measures import sets_numbers
 from ssl_diffusion.evaluation.spaces import Space
 
 SEED = 0  # of intervals
@@ -37,10 +36,10 @@ def compare_sets(
         "warnings": [],
         "sets": {},
     }
-    for name, features in tqdm(sets.items(), desc=f"{space.title}: distances", unit="set"):
-        # On cores that others use too, BLAS threads wait for each other: 40 times as long.
-        with threadpool_limits(1 if reference.shape[1] <= SMALL else None, "blas"):
-            numbers = set_numbers(features, reference, seed=SEED)
+    # On cores that others use too, BLAS threads wait for each other: 40 times as long.
+    with threadpool_limits(1 if reference.shape[1] <= SMALL else None, "blas"):
+        found = sets_numbers(sets, reference, seed=SEED)
+    for name, numbers in found.items():
         known, first = section["warnings"], not section["sets"]
         known += [
             text if first else f"{name}: {text}"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssl_diffusion import __version__
-from ssl_diffusion.evaluation.intervals import COVERED, DRAWS, HALVES
+from ssl_diffusion.evaluation.intervals import COVERED, DRAWS, SPLITS
 from ssl_diffusion.evaluation.machine import versions
 from ssl_diffusion.evaluation.patch_numbers import SEED
 from ssl_diffusion.evaluation.patch_section import Samples
@@ -48,7 +48,7 @@ def pinned(
             for space in real.spaces
         },
         "neighbours": NEIGHBOURS,
-        "intervals": {"covered": COVERED, "bootstrap": DRAWS, "halves": HALVES, "seed": SEED},
+        "intervals": {"covered": COVERED, "bootstrap": DRAWS, "splits": SPLITS, "seed": SEED},
         "crops": report.get("large_image", {}).get("crops"),
         "versions": versions(),
     }

@@ -120,7 +120,7 @@ def _patches(report: Mapping[str, Any], pictures: PatchPictures) -> str:
                 f"Patches, seen by {_seen_by(name)}",
                 intro,
                 table.warnings_list(space["warnings"])
-                + table.matrix(table.SETS, space["sets"], title=space["title"])
+                + table.matrix(table.SETS, space["sets"], **titles(space["title"]))
                 + report_pictures.plots(
                     pictures.plots, (f"similarity_{name}", f"components_{name}")
                 ),
@@ -185,13 +185,23 @@ def _large_image(large: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     for key, intro in kinds.items():
         for name, space in large.get(key, {}).items():
             heading = {"crop_spaces": "Crops", "whole_spaces": "Whole images"}[key]
-            title = {"crop_spaces": "Crop-", "whole_spaces": "Whole images: "}[key]
+            prefix = {"crop_spaces": "Crop-", "whole_spaces": "Whole images: "}[key]
             parts.append(
                 f"<h3>{heading}, seen by {_seen_by(name)}</h3><p>{intro}</p>"
                 + table.warnings_list(space["warnings"])
-                + table.matrix(table.SETS, space["sets"], title=title + space["title"])
+                + table.matrix(table.SETS, space["sets"], **titles(space["title"], prefix))
             )
     return section("Large images: numbers", "", "".join(parts))
+
+
+def titles(frechet: str, prefix: str = "") -> dict[str, str]:
+    """What the distances in a space are called, by its Frechet distance: KID is FID's network's."""
+    if frechet.startswith("FID"):
+        kernel = "KID" + frechet[len("FID") :]
+    else:
+        kernel = "kernel distance" + (frechet.removeprefix("FD") if "(" in frechet else " (CLIP)")
+    kernel = prefix + kernel
+    return {"title": prefix + frechet, "kernel": kernel[0].upper() + kernel[1:]}
 
 
 def _models(report: Mapping[str, Any]) -> str:

@@ -29,8 +29,9 @@ from ssl_diffusion.weights.folder import WEIGHTS, kind_of
 FID_WEIGHTS = "6726825d"
 FID_TITLES = {"tensorflow": "FID", "clean": "FID (clean resize)"}
 OTHER_TITLES = {"tensorflow": "FD (Inception)", "clean": "FD (Inception, clean resize)"}
-CLIP_FID = {"patch_size": 32, "width": 768, "depth": 12, "heads": 12, "projection": 512}
-CLIP_FID |= {"mlp": "quick_gelu"}  # OpenAI's own weights; later copies of the network have gelu
+# pytorch_model.bin of openai/clip-vit-base-patch32. Others of the architecture (PLIP, LAION's) are
+# other spaces.
+CLIP_FID_WEIGHTS = "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f"
 CLIP_PX = 224
 
 
@@ -145,14 +146,15 @@ def _inception_space(folder: str | Path, name: str, resize: str | None) -> Space
 def title_of(spec: Mapping[str, Any], name: str) -> str:
     """What a Fréchet distance in an encoder's space is called, by its model.json.
 
-    CLIP-FID is published for ViT-B/32 (Kynkäänniemi et al. 2023, arXiv 2203.06026) alone.
+    CLIP-FID is published for OpenAI's ViT-B/32 (Kynkäänniemi et al. 2023, arXiv 2203.06026) alone.
     """
     architecture = spec["architecture"]
     clip = architecture.get("pre_norm") and architecture.get("projection")
     if not clip:
         return f"FD ({name})"
-    published = spec["image_size"] == architecture["image_size"] == CLIP_PX
-    published &= all(architecture.get(key) == value for key, value in CLIP_FID.items())
+    converted = spec.get("source", {}).get("sha256", "")
+    files = converted.values() if isinstance(converted, Mapping) else [converted]
+    published = CLIP_FID_WEIGHTS in files and spec["image_size"] == CLIP_PX
     return "CLIP-FID" if published else "FD (CLIP)"
 
 

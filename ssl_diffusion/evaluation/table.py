@@ -47,7 +47,7 @@ SETS = {
         "values of equally many.",
     ),
     "kid": Measure(
-        "Kernel distance (KID)",
+        "{kernel}",
         "Squared maximum mean discrepancy with a cubic kernel, unbiased whatever the number of "
         "images; 0 is the same distribution, and by chance below 0.",
     ),
