@@ -12,6 +12,7 @@ TITLE = "Synthetic slides for attention MIL"
 STYLE = """
 img.wide { max-width: 100%; }
 .wide { overflow-x: auto; }
+.wide td { overflow-wrap: break-word; }
 td:first-child { width: auto; }
 """
 HEAD = (
