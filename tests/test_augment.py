@@ -236,7 +236,7 @@ def pair(
 
 def test_whole_slides_that_are_tested_are_told_to_be_unseen(tmp_path):
     compared = read_comparison(*pair(tmp_path), "class")
-    assert compared.facts["test_slides_unseen"] and compared.unit == "patches"
+    assert compared.facts["test_slides_unseen"] and compared.facts["bootstrap_over"] == "patches"
     assert compared.pool.varied.tolist() == [0, 1, 2, 3]
     assert compared.label.tolist() == [0, 1]
     assert any("no one trained on" in remark for remark in compared.remarks)

@@ -125,8 +125,9 @@ def test_samples_of_more_than_8_bits_are_refused(tmp_path, kind, options):
 
 
 def test_modes_of_plain_images(tmp_path):
+    suffix = {"PA": "tif", "CMYK": "tif", "YCbCr": "jpg"}
     for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-        path = tmp_path / f"{mode}.{'tif' if mode in ('PA', 'CMYK', 'YCbCr') else 'png'}"
+        path = tmp_path / f"{mode}.{suffix.get(mode, 'png')}"
         Image.new("RGB", (64, 64), "white").convert(mode).save(path)
         assert open_image(path).read(0, 0, 64, 64).min() >= 254
     Image.fromarray(np.full((64, 64), 1000, np.uint16)).save(tmp_path / "g16.png")

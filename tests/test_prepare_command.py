@@ -52,6 +52,7 @@ def refused(capsys, words: list[str]) -> str:
     saved = flagsaver.save_flag_values(prepare.FLAGS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["prepare", "--workers=0", *words])
+        patch.setitem(sys.modules, "apache_beam", None)  # as where it is not installed
         try:
             with pytest.raises(SystemExit) as stopped:
                 cli.run(prepare.main, prepare.FLAGS)
