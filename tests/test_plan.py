@@ -430,7 +430,7 @@ def test_a_config_is_planned_for_four_chips_that_are_not_at_hand():
     assert lines[0].split() == ["parameter", "count", "0.2", "M"]
     assert "GiB: fits" in result.stdout and "images a day" in result.stdout
     (largest,) = [int(line.split()[2][:-1]) for line in lines if line.startswith("largest batch")]
-    # Of so small a network what is fixed may hide what an image takes: then it is what was compiled.
+    # What is fixed may hide what an image of so small a network takes: then what was compiled.
     assert largest >= 8 and largest % 4 == 0
     # libtpu looks for the machine that it is not on, and is told not to.
     said = [line for line in result.stderr.splitlines() if line]
