@@ -25,6 +25,7 @@ from absl import flags
 
 from ssl_diffusion import cli, demo
 from ssl_diffusion.augmentation.pixel_labels import KINDS, Labels, read_labels
+from ssl_diffusion.augmentation.trained import split_of
 from ssl_diffusion.augmentation.variations import (
     HOW,
     check_prior,
@@ -181,19 +182,9 @@ def provenance(
     prior: Prior | None,
 ) -> dict[str, Any]:
     """All that the variations depend on."""
-    # What a model was trained on decides whether it may know patches that are held out here.
-    split = model.spec.get("trained", {}).get("split_sha256")
-    if split and split != records.metadata.get("split_sha256"):
-        logging.warning(
-            "the model was trained with another split than these records': it may know patches "
-            "that are held out here"
-        )
-    prior_split = prior.spec.get("trained", {}).get("split_sha256") if prior else None
-    if prior_split and prior_split != records.metadata.get("split_sha256"):
-        logging.warning(
-            "the prior was trained with another split than these records': it may know embeddings "
-            "and labels of patches that are held out here"
-        )
+    split = split_of(model.spec, records, "the model", "patches")
+    of_patches = "embeddings and labels of patches"
+    prior_split = split_of(prior.spec, records, "the prior", of_patches) if prior else None
     trained = demo.resolve(PRIOR.value) / WEIGHTS if prior else None
     return {
         "how": WAY.value,

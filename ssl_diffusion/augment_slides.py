@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import ssl_diffusion
 from ssl_diffusion import cli
+from ssl_diffusion.augmentation.trained import split_of
 from ssl_diffusion.data.page import write_page
 from ssl_diffusion.data.records import Records, open_records
 from ssl_diffusion.data.writer import Layout, RecordsWriter
@@ -155,17 +156,11 @@ def describe(
     records: Records, model: Model, settings: Settings, copies: list[Copy]
 ) -> dict[str, Any]:
     """What decides the slides, and what each is made of."""
-    split = model.spec.get("trained", {}).get("split_sha256")
-    if split and split != records.metadata.get("split_sha256"):
-        logging.warning(
-            "the model was trained with another split than these records': it may know slides that "
-            "are held out here"
-        )
     described = settings._asdict() | {"seed": SEED.value}
     return {
         "model": MODEL.value,
         "model_sha256": model.sha256,
-        "model_split_sha256": split,
+        "model_split_sha256": split_of(model.spec, records, "the model", "slides"),
         "records_sha256": sha256(records.folder / "dataset_info.json"),
         "split": SPLIT.value,
         "per_slide": PER_SLIDE.value,

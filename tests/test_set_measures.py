@@ -21,7 +21,7 @@ from ssl_diffusion.evaluation.kernel import (
     subset_kernel_distance,
 )
 from ssl_diffusion.evaluation.manifold import density_coverage, manifold_shares, precision_recall
-from ssl_diffusion.evaluation.set_measures import set_numbers, sets_numbers
+from ssl_diffusion.evaluation.set_measures import sets_numbers
 from ssl_diffusion.weights.encoder import load_encoder
 
 PEERS = json.loads((Path(__file__).parent / "fixtures" / "set_measures.json").read_text())
@@ -29,6 +29,11 @@ PEERS = json.loads((Path(__file__).parent / "fixtures" / "set_measures.json").re
 
 def gaussian(seed: int, count: int, dim: int, shift: float = 0.0) -> np.ndarray:
     return (np.random.default_rng(seed).standard_normal((count, dim)) + shift).astype(np.float32)
+
+
+def set_numbers(samples: np.ndarray, real: np.ndarray) -> dict:
+    """Of a single set."""
+    return sets_numbers({"samples": samples}, real)["samples"]
 
 
 def line(start: float, count: int, step: float = 1.0) -> np.ndarray:

@@ -27,11 +27,7 @@ class Scored:
 
     def told(self) -> dict[str, Any]:
         """value, low, high, the standard deviation over seeds, and each seed's."""
-        value = float(self.of_seeds.mean())
-        estimate = Estimate(value, None, None)
-        off = np.abs(np.concatenate([self.of_seeds, self.draws]) - value)
-        if (off > 1e-9).any():  # what rounding differs by is no luck
-            estimate = Estimate.over_seeds(self.of_seeds, self.draws, self.units, self.lowest, 1.0)
+        estimate = Estimate.over_seeds(self.of_seeds, self.draws, self.units, self.lowest, 1.0)
         spread = float(self.of_seeds.std(ddof=1)) if len(self.of_seeds) > 1 else None
         return asdict(estimate) | {"seed_sd": spread, "seeds": self.of_seeds.tolist()}
 

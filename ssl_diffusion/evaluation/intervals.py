@@ -23,6 +23,7 @@ from scipy import stats
 DRAWS = 1000
 SPLITS = 25  # into halves; a standard error of so many is itself known to 14 %
 COVERED = 0.95  # by an interval, of bootstrap draws
+ROUNDING = 1e-9  # what sums of equal numbers differ by is no luck
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Estimate:
         draws = draws[np.isfinite(draws)]
         tested = draws.var(ddof=1) * units / (units - 1) if len(draws) > 1 and units > 1 else 0.0
         trained = of_seeds.var(ddof=1) / trainings if trainings > 1 else 0.0
-        if not np.isfinite(value) or tested + trained == 0:
+        off = np.abs(np.concatenate([of_seeds, draws]) - value)
+        if not np.isfinite(value) or not (off > ROUNDING).any():
             return cls(value, None, None)
         freedom = (tested + trained) ** 2 / (
             tested**2 / max(units - 1, 1) + trained**2 / max(trainings - 1, 1)

@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float, Float64, Int, UInt8
 from tqdm import tqdm
 
 from ssl_diffusion.errors import InputError
-from ssl_diffusion.evaluation.intervals import Estimate
 from ssl_diffusion.evaluation.registration import CEILING, best_correlation
 
 # Of patches side by side: a copy shifted by a quarter of a patch has its source among the nearest
@@ -48,23 +47,14 @@ class NearCopies:
     agreement         how well they do, see registration.py, 0 to 0.999
     flagged           whether that is over the threshold
     threshold         agreement that FLAGGED of the held-out patches are over
-    held_out_flagged  share of the half of them that had no say in the threshold
-    held_out_count    how many that half has
+    held_out_flagged  the same, of the half of the held-out patches that had no say in the threshold
     """
 
     match: Int[np.ndarray, " n"]
     agreement: Float[np.ndarray, " n"]
     flagged: Bool[np.ndarray, " n"]
     threshold: float
-    held_out_flagged: float
-    held_out_count: int
-
-    @property
-    def held_out_share(self) -> Estimate:
-        """`held_out_flagged` with its exact interval."""
-        return Estimate.share(
-            round(self.held_out_flagged * self.held_out_count), self.held_out_count
-        )
+    held_out_flagged: Bool[np.ndarray, " m"]
 
     def shown(self, most: int = 8) -> list[tuple[int, int]]:
         """(sample, training patch) of the samples that agree best, flagged or not, best first."""
@@ -106,8 +96,7 @@ def find_copies(samples: Patches, held_out: Patches, training: TrainingImage) ->
         agreement=agreement,
         flagged=agreement > threshold,
         threshold=threshold,
-        held_out_flagged=float((by_chance[1::2] > threshold).mean()),
-        held_out_count=len(by_chance[1::2]),
+        held_out_flagged=by_chance[1::2] > threshold,
     )
 
 

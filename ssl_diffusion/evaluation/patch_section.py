@@ -216,8 +216,8 @@ class _Neighbours:
             "sought": len(sought),
             "flagged": share(found.flagged),
             "flagged_samples": sought[found.flagged].tolist(),
-            "flagged_held_out": dataclasses.asdict(found.held_out_share),
-            "flagged_held_out_of": found.held_out_count,
+            "flagged_held_out": share(found.held_out_flagged),
+            "flagged_held_out_of": len(found.held_out_flagged),
             "agreement": estimated(found.agreement),
             "threshold": found.threshold,
         }

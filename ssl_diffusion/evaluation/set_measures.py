@@ -31,9 +31,20 @@ def sets_numbers(
     k: int = NEIGHBOURS,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Each set against the real one: `set_numbers` of all, by name.
+    """Each set against the real one, by name; what is of the real set alone is computed once.
 
-    What is of the real set alone is computed once.
+    FD, KID, precision, recall, density, coverage (each an Estimate as a dict), and `warnings`:
+
+    fd         squared Frechet distance (frechet.py), squared units of the features
+    kid        unbiased kernel distance over all pairs (kernel.py); not multiplied by 1000
+    precision, recall, density, coverage    with k neighbours (manifold.py), of as many of the one
+               set as of the other, evenly spaced ones: where real images are many more, balls
+               around few samples hold them all, and balls around many real ones next to nothing
+    n, real_n, manifold_n, dimension, k, seed, splits   what decides the numbers
+    warnings   a sentence for each reason not to trust or compare them
+
+    An interval is None where there are too few features to halve. Raises InputError for features
+    that are not finite or of different dimensions, and below two in a set.
     """
     for features in sets.values():
         check(features, real)
@@ -66,29 +77,6 @@ def sets_numbers(
         numbers = {one: dataclasses.asdict(estimate) for one, estimate in estimates.items()}
         found[name] = numbers | settings | {"warnings": warnings(samples, real, k)}
     return found
-
-
-def set_numbers(
-    samples: Float[np.ndarray, "n d"],
-    real: Float[np.ndarray, "m e"],
-    *,
-    k: int = NEIGHBOURS,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """FD, KID, precision, recall, density, coverage (each an Estimate as a dict), and `warnings`.
-
-    fd         squared Frechet distance (frechet.py), squared units of the features
-    kid        unbiased kernel distance over all pairs (kernel.py); not multiplied by 1000
-    precision, recall, density, coverage    with k neighbours (manifold.py), of as many of the one
-               set as of the other, evenly spaced ones: where real images are many more, balls
-               around few samples hold them all, and balls around many real ones next to nothing
-    n, real_n, manifold_n, dimension, k, seed, splits   what decides the numbers
-    warnings   a sentence for each reason not to trust or compare them
-
-    An interval is None where there are too few features to halve. Raises InputError for features
-    that are not finite or of different dimensions, and below two in a set.
-    """
-    return sets_numbers({"samples": samples}, real, k=k, seed=seed)["samples"]
 
 
 def check(samples: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m e"]) -> None:

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
-from ssl_diffusion.evaluation.intervals import COVERED, Estimate, resamples
+from ssl_diffusion.evaluation.intervals import Estimate, resamples
 from ssl_diffusion.mil.bags import Bag
 
 
@@ -126,8 +125,7 @@ def attention_recovery(
     draws = np.concatenate([np.ones((1, count), int), resamples(count, seed=seed)]) / count
     area, first = (_over_seeds(draws @ recovery[:, :, column].T, count, 0.0) for column in range(2))
     if first.low is None:
-        exact = stats.binomtest(round(first.value * count), count).proportion_ci(COVERED, "exact")
-        first = Estimate(first.value, float(exact.low), float(exact.high))
+        first = Estimate.share(round(first.value * count), count)
     return {"area": area, "first": first, "share": Estimate(float(known.mean()), None, None)}
 
 
@@ -160,5 +158,4 @@ def _both_kinds(bag: Bag) -> bool:
 
 def _over_seeds(values: Float[np.ndarray, "draws seeds"], units: int, lowest: float) -> Estimate:
     """Of the first row, the value of each seed, by the spread of the other rows over slides."""
-    values = np.round(values, 12)  # sums of equal numbers are to be equal
     return Estimate.over_seeds(values[0], values[1:].mean(axis=1), units, lowest, 1.0)
